@@ -1,0 +1,308 @@
+"""What each command can be told: one pydantic model a command, every field declared here and nowhere else.
+
+The docstring below a field is the option's help text; its type gives the choices, its constraints the range that
+help shows, `group` the panel that help puts it in. Precedence: command line > recipe > default, validated once.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+SchedulerName = Literal["ddim", "dpmpp-2m", "euler", "euler-a", "unipc", "lcm"]
+GroupNormMode = Literal["frame", "joint"]
+NoiseKind = Literal["independent", "flow"]
+
+OUTPUT_SUFFIXES = (".gif", ".mp4", ".webm", ".webp", ".png")
+
+
+def option(
+    default: Any,
+    group: str,
+    *,
+    flag: str | None = None,
+    argument: bool = False,
+    bare: str | None = None,
+    metavar: str | None = None,
+    **constraints: Any,
+) -> Any:
+    """A pydantic field with what the command line needs to know besides: its help group, a short flag, that it is
+    given by position, what it means without a value, and how help names its value."""
+    extra: dict[str, Any] = {"group": group}
+    if flag:
+        extra["flag"] = flag
+    if argument:
+        extra["argument"] = True
+    if bare:
+        extra["bare"] = bare
+    if metavar:
+        extra["metavar"] = metavar
+    return Field(default, json_schema_extra=extra, **constraints)
+
+
+def _multiple_of_8(size: int) -> int:
+    if size % 8:
+        raise ValueError(f"must be a multiple of 8 (the image model works on 8x8 blocks): {size // 8 * 8} would do")
+    return size
+
+
+PictureSize = Annotated[int, Field(ge=16, le=4096, json_schema_extra={"multipleOf": 8}), AfterValidator(_multiple_of_8)]
+
+
+def _motion(motion: str) -> str:
+    if not re.fullmatch(r"auto|none|(left|right)(:\d+(\.\d+)?)?", motion, re.ASCII):
+        raise ValueError("must be auto, none, left or right, the last two with a speed if you like: left:1.5")
+    return motion
+
+
+Motion = Annotated[str, AfterValidator(_motion)]
+
+
+class CommandConfig(BaseModel):
+    """Shared by the four: immutable, no unknown keys, help texts from docstrings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DeviceConfig(CommandConfig):
+    """Where a model runs and in which precision."""
+
+    base: str | None = option(None, "Model")
+    """Image model: `builtin`, a hub id, a diffusers folder, or a .safetensors/.ckpt file. Not given: Stable Diffusion
+    1.5 with a CUDA device, else `builtin`."""
+
+    fp16: bool = option(False, "Device")
+    """Compute in half precision (float16). On a CPU this means bfloat16."""
+
+    bf16: bool = option(False, "Device")
+    """Compute in half precision (bfloat16): needs an RTX 30 or newer; never overflows."""
+
+    device: str | None = option(None, "Device")
+    """`cuda`, `cuda:1`, `mps` or `cpu`. Not given: the best there is."""
+
+    @model_validator(mode="after")
+    def _one_half_precision(self) -> "DeviceConfig":
+        if self.fp16 and self.bf16:
+            raise ValueError("--fp16 and --bf16 exclude each other: choose one")
+        return self
+
+
+class PrepConfig(CommandConfig):
+    """Videos to frames."""
+
+    videos: Path = option(..., "", argument=True)
+    """Folder of videos (searched below it too), or one video."""
+
+    frames: Path = option(..., "", argument=True)
+    """Folder for the frames: a folder a video in it, with 000001.jpg and so on."""
+
+    fps: float = option(5.0, "Frames", gt=0, le=120)
+    """Frames kept per second of video."""
+
+    size: PictureSize = option(512, "Frames")
+    """Short side, in pixels, of the square picture cut from the centre."""
+
+    trim_start: float = option(2.0, "Frames", ge=0)
+    """Seconds left out at the start of each video."""
+
+    trim_end: float = option(2.0, "Frames", ge=0)
+    """Seconds left out at the end of each video."""
+
+    select: Literal["grid", "script"] = option("grid", "Frames")
+    """Which frames: `grid` takes what is on display at start + j/fps; `script` exactly those that the 2022 bash script
+    took, so that an old data set can be made again."""
+
+    caption: str | None = option(None, "Captions")
+    """One caption for all clips. Not given: the text file beside a video (clouds.txt for clouds.mp4), else its name."""
+
+    workers: int | None = option(None, "Run", ge=1, le=256)
+    """Videos worked on at a time, a process each. Not given: one per processor core."""
+
+    overwrite: bool = option(False, "Run")
+    """Make clips again that were finished before."""
+
+
+class TrainConfig(DeviceConfig):
+    """Frames to temporal layers."""
+
+    data: Path = option(Path("frames"), "Data")
+    """Folder that `msdv prep` wrote."""
+
+    out: Path | None = option(None, "Run", flag="-o")
+    """Run folder. Not given: runs/<time>-<data>."""
+
+    frames: int = option(25, "Data", ge=2, le=1024)
+    """Frames in a training clip: windows of this length are cut at random from each video."""
+
+    size: PictureSize | None = option(None, "Data")
+    """Short side of the training pictures, in pixels. Not given: what the image model was made for."""
+
+    flip: bool = option(False, "Data")
+    """Show each clip mirrored half of the time. Captions that say left or right are changed accordingly."""
+
+    holdout: float = option(0.05, "Data", ge=0, lt=1)
+    """Share of the clips never trained on: the loss on them is measured with the temporal layers on and off."""
+
+    init: str = option("auto", "Model")
+    """Temporal layers to start from: a run folder or a temporal .safetensors, `none` for untrained ones, `auto` for
+    those that come with the image model, if any."""
+
+    group_norm: GroupNormMode | None = option(None, "Model")
+    """Statistics of group norms: of each `frame`, or `joint` over all frames of a clip, as in the 2022 model.
+    Not given: what the weights in --init were made with, else `frame`."""
+
+    steps: int = option(2000, "Training", ge=1)
+    """Optimizer steps."""
+
+    batch_size: int = option(1, "Training", ge=1)
+    """Clips in a forward pass, per device."""
+
+    grad_accum: int = option(1, "Training", ge=1)
+    """Forward passes per optimizer step."""
+
+    lr: float = option(1e-4, "Training", gt=0, lt=1)
+    """Learning rate of the temporal attention, at its highest."""
+
+    conv_lr: float = option(0.25, "Training", ge=0, le=10)
+    """Learning rate of the temporal convolutions, as a multiple of --lr. At the full rate they first raise the loss."""
+
+    schedule: Literal["cosine", "constant"] = option("cosine", "Training")
+    """What the learning rate does after the warm-up: falls to zero, or stays."""
+
+    warmup: int = option(50, "Training", ge=0)
+    """Steps over which the learning rate rises to --lr."""
+
+    weight_decay: float = option(0.01, "Training", ge=0, lt=1)
+    """AdamW's weight decay, towards zero for the attention and towards the identity for the convolutions."""
+
+    max_grad_norm: float = option(1.0, "Training", gt=0)
+    """Gradients longer than this are scaled down to it."""
+
+    ema: float = option(0.0, "Training", ge=0, lt=1)
+    """Decay of a running average of the weights, which is what gets saved: 0.999 averages about the last 1,000 steps, 0
+    takes the weights as they are."""
+
+    caption_dropout: float = option(0.1, "Training", ge=0, le=1)
+    """Share of clips shown without their caption, which guidance needs."""
+
+    timestep_shift: float = option(1.0, "Training", gt=0, le=20)
+    """Above 1, noisier clips are trained on more often: 2 suits small pictures."""
+
+    noise: NoiseKind | None = option(None, "Training")
+    """`independent` noise in each frame, or `flow`: noise carried along with what moves sideways in the clip, so that
+    sampling can steer with --motion. Not given: what the weights in --init were trained with, else `independent`."""
+
+    noise_share: float = option(0.5, "Training", ge=0, le=1)
+    """With --noise flow: share of clips whose noise flows; the others get independent noise."""
+
+    offload_optim: bool = option(False, "Device")
+    """Keep the optimizer's master weights and moments in the computer's memory instead of the graphics card's."""
+
+    checkpointing: Literal["none", "full"] = option("none", "Device")
+    """`full` computes each block again in the backward pass instead of keeping its insides: a third of the memory, a
+    third more time."""
+
+    seed: int = option(0, "Run", ge=0)
+    """Decides every random choice of the run."""
+
+    checkpoint_every: int = option(500, "Run", ge=1)
+    """Steps between checkpoints, from which --resume goes on."""
+
+    keep_checkpoints: int = option(2, "Run", ge=1)
+    """Newest checkpoints to keep."""
+
+    sample_every: int = option(500, "Run", ge=0)
+    """Steps between sample gifs; 0 makes none."""
+
+    sample_prompt: tuple[str, ...] = option((), "Run")
+    """Prompt of a sample gif; may be given several times. Not given: captions of the training clips."""
+
+    resume: str | None = option(None, "Run", bare="newest", metavar="RUN")
+    """Go on with a run from its newest checkpoint: a run folder, or nothing for the newest run."""
+
+    evaluate: bool = option(False, "Run")
+    """Train nothing: measure the loss of --init on all of --data, with the temporal layers on and off, and print it."""
+
+    json_output: bool = option(False, "Run", flag="--json")
+    """With --evaluate: print the result as one JSON object."""
+
+    overwrite: bool = option(False, "Run")
+    """Replace a run folder that exists."""
+
+
+class SampleConfig(DeviceConfig):
+    """A prompt to a moving picture."""
+
+    prompt: str = option(..., "", argument=True)
+    """What to show."""
+
+    out: Path = option(..., "Result", flag="-o")
+    """Result: a .gif, .mp4, .webm, .webp or .png (animated) file, or a folder for one PNG a frame."""
+
+    frames: int = option(25, "Result", ge=1, le=100_000)
+    """Frames to make; more than the model was trained on is fine."""
+
+    fps: float = option(12.0, "Result", gt=0, le=120)
+    """Frames shown per second."""
+
+    size: PictureSize | None = option(None, "Result")
+    """Width and height, in pixels. Not given: what the temporal layers were trained at."""
+
+    overwrite: bool = option(False, "Result")
+    """Replace a result that exists."""
+
+    model: str | None = option(None, "Model")
+    """Temporal layers: a run folder, a temporal .safetensors, or a pipeline folder. Not given: the newest run under
+    runs/ that has weights, else those that come with the image model."""
+
+    negative: str = option("", "Picture")
+    """What not to show."""
+
+    seed: int = option(0, "Picture", ge=0)
+    """Another seed gives another video; the same seed the same file."""
+
+    steps: int | None = option(None, "Picture", ge=1, le=1000)
+    """Denoising steps. Not given: what suits the image model."""
+
+    guidance: float | None = option(None, "Picture", ge=1, le=100)
+    """How closely to follow the prompt; 1 is not at all closely, and twice as fast. Not given: what suits the model."""
+
+    scheduler: SchedulerName | None = option(None, "Picture")
+    """Denoising method. Not given: what suits the image model."""
+
+    motion: Motion = option("auto", "Picture", metavar="MOTION")
+    """How the noise moves, and with it the sky: `left` or `right`, with a speed in pixels a frame after a colon
+    (left:1.5); `none` for independent noise; `auto` for what the model was trained with."""
+
+    latents: Path | None = option(None, "Picture")
+    """Initial noise from a safetensors file: key `latents`, shape (1, 4, frames, height/8, width/8)."""
+
+
+class ExportConfig(CommandConfig):
+    """Temporal layers to a file or folder for elsewhere."""
+
+    source: str = option(..., "", argument=True)
+    """Run folder or temporal .safetensors."""
+
+    out: Path = option(..., "Result", flag="-o")
+    """Result: a .safetensors file, or a folder."""
+
+    to: Literal["msdv", "pipeline"] | None = option(None, "Result")
+    """`msdv`: the temporal layers alone, one half-precision .safetensors. `pipeline`: a folder with the image model and
+    the temporal layers, complete. Not given: by what -o is."""
+
+    base: str | None = option(None, "Model")
+    """Image model that goes into a pipeline. Not given: the one the temporal layers were trained on."""
+
+    overwrite: bool = option(False, "Result")
+    """Replace a result that exists."""
+
+
+CONFIGS: dict[str, type[CommandConfig]] = {
+    "prep": PrepConfig,
+    "train": TrainConfig,
+    "sample": SampleConfig,
+    "export": ExportConfig,
+}
+"""The commands, in the order in which one uses them. Sections of a recipe have the same names."""

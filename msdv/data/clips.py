@@ -1,0 +1,126 @@
+"""A frames folder, as `msdv prep` or the 2022 script made it, to training clips."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from msdv.errors import MsdvError, UsageError
+from msdv.files import is_unfinished
+
+MANIFEST = "manifest.jsonl"
+VIDEO_SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .mkv .webm .avi .wmv .flv .mpg .mpeg .ts .mts .m2ts .3gp .ogv .gif .h264 .hevc .vob".split()
+)
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The frames of one video, in order."""
+
+    name: str
+    files: tuple[Path, ...]
+    caption: str
+    fps: float
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def caption_from_name(name: str) -> str:
+    """A caption from a file name: `white_clouds-drifting 003.mp4` is "white clouds drifting".
+
+    Names that cameras and phones give, which are dates and numbers, are no captions: the result is empty.
+    """
+    stem = Path(name).stem if Path(name).suffix.lower() in VIDEO_SUFFIXES else name
+    words = re.sub(r"[\W_]+", " ", stem).split()
+    camera = re.compile(r"(?i)(vid|img|dsc[fn]?|mvi|mov|gopr|gx|gh|pxl|dji|clip|video|wp|wa)?\d*[a-z]?")
+    if all(camera.fullmatch(word) for word in words):
+        return ""
+    while words and re.fullmatch(r"\d+|[0-9a-f]{8,}|\d+p|\d+fps|[48]k|hd|uhd", words[-1], re.IGNORECASE):
+        words.pop()
+    return " ".join(words)
+
+
+def find_clips(data: Path, min_frames: int) -> tuple[list[Clip], list[str]]:
+    """Clips of at least `min_frames` frames, by name, and a line about each folder that can't be used.
+
+    Raises UsageError if there is no such folder or it holds videos instead of frames, MsdvError if no clip is long
+    enough.
+    """
+    if not data.is_dir():
+        raise UsageError(f"{data} does not exist: make it with msdv prep videos/ {data}")
+    rows = _read_manifest(data)
+    clips, left_out = [], []
+    for folder in sorted(path for path in data.iterdir() if path.is_dir()):
+        if folder.name.startswith(".") or is_unfinished(folder):
+            continue
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+        if len(files) < min_frames:
+            left_out.append(f"{folder.name}: {len(files)} frames, too short for --frames {min_frames}")
+            continue
+        row = rows.get(folder.name, {})
+        caption = str(row["caption"]) if row.get("caption") is not None else caption_from_name(folder.name)
+        clips.append(Clip(folder.name, tuple(files), caption, float(row.get("fps") or 5.0)))
+    if not clips:
+        _explain_empty(data, min_frames, left_out)
+    return clips, left_out
+
+
+def _explain_empty(data: Path, min_frames: int, left_out: Sequence[str]) -> None:
+    videos = [path for path in data.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+    if videos:
+        raise UsageError(
+            f"{data} holds videos ({videos[0].name}), not frames: run msdv prep {data} frames/ and train on frames/"
+        )
+    if left_out:
+        raise MsdvError(
+            f"no clip in {data} has {min_frames} frames ({left_out[0]}): lower --frames, or use longer videos"
+        )
+    raise MsdvError(f"{data} holds no clips: make them with msdv prep videos/ {data}")
+
+
+def _read_manifest(data: Path) -> dict[str, dict[str, object]]:
+    """Rows of the manifest by clip folder; empty for a folder that the 2022 script made."""
+    rows: dict[str, dict[str, object]] = {}
+    manifest = data / MANIFEST
+    if manifest.is_file():
+        for line in manifest.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise MsdvError(f"{manifest} is damaged ({error}): run msdv prep again") from error
+            if isinstance(row, dict) and isinstance(row.get("clip"), str):
+                rows[row["clip"]] = row
+    return rows
+
+
+def read_frames(files: Sequence[Path], size: int) -> np.ndarray:
+    """Frames (f, size, size, 3) uint8: short side scaled to `size`, the centre cut out.
+
+    Raises MsdvError naming a picture that can't be decoded.
+    """
+    return np.stack([_read_frame(path, size) for path in files])
+
+
+def _read_frame(path: Path, size: int) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            scale = size / min(image.size)
+            if scale < 1:
+                image.draft("RGB", (size, size))  # JPEG can decode at 1/2, 1/4, 1/8: much faster
+            picture = image.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise MsdvError(f"{path} can't be decoded ({error}): delete its folder and run msdv prep again") from error
+    if picture.size != (size, size):
+        scale = size / min(picture.size)
+        width, height = (max(size, round(side * scale)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - size) // 2, (height - size) // 2
+        picture = picture.crop((left, top, left + size, top + size))
+    return np.asarray(picture)

@@ -1,0 +1,144 @@
+"""What prep knows of its clips: a record in each finished folder, and the manifest, a row a file, made from them.
+
+The record is inside the folder, so that both appear in the same moment; a manifest that a killed run left behind the
+times is brought up to date from the records.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from msdv.files import write_file
+
+MANIFEST = "manifest.jsonl"
+RECORD = ".clip.json"
+_LOCK = ".lock"
+
+Row = dict[str, Any]
+
+
+def read_records(frames: Path) -> dict[str, Row]:
+    """The record of each finished clip, by the name of its folder."""
+    records: dict[str, Row] = {}
+    for folder in sorted(frames.iterdir()):
+        if folder.name.startswith(".") or not folder.is_dir():
+            continue
+        row = _read_row(folder / RECORD)
+        if row is not None:
+            records[folder.name] = {**row, "clip": folder.name}
+    return records
+
+
+def write_record(folder: Path, row: Row) -> None:
+    """Write the record of a clip into its folder."""
+    with write_file(folder / RECORD) as temporary:
+        temporary.write_text(json.dumps(row, indent=1) + "\n", encoding="ascii")
+
+
+def read_manifest(frames: Path) -> list[Row]:
+    """The rows, without those that are damaged or whose frames have been deleted since."""
+    rows: list[Row] = []
+    try:
+        lines = (frames / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(row, dict) or not isinstance(row.get("source"), str) or not isinstance(row.get("clip"), str):
+            continue
+        if (frames / row["clip"]).is_dir() or (row.get("frames") == 0 and Path(row["source"]).exists()):
+            rows.append(row)
+    return rows
+
+
+def update_manifest(frames: Path, lock: "FolderLock", rows: Mapping[str, Row]) -> list[Row]:
+    """Put rows (by their source) into the manifest, in place of what it said of them. Returns all its rows, by name."""
+    with lock.writing():
+        merged = {row["source"]: row for row in read_manifest(frames)}
+        merged.update(rows)
+        # A clip's folder has one row, even if its video was moved.
+        by_clip = {row["clip"]: row for row in merged.values() if row["source"] not in rows}
+        by_clip.update({row["clip"]: row for row in rows.values()})
+        result = [by_clip[name] for name in sorted(by_clip)]
+        with write_file(frames / MANIFEST) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in result), encoding="ascii")
+    return result
+
+
+def _read_row(path: Path) -> Row | None:
+    try:
+        row = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+class FolderLock:
+    """Says to other processes that one works in a folder. The system drops it when the process ends, however it does.
+
+    Where the file system knows no locks, everything is allowed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / _LOCK).open("a+b")
+
+    def alone(self) -> bool:
+        """Whether no other process works here; from now on this one does."""
+        alone = self._lock(0, shared=False, wait=False)
+        if sys.platform != "win32":
+            self._lock(0, shared=True, wait=True)
+        return alone
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Others wait here until the block ends."""
+        locked = self._lock(1, shared=False, wait=True)
+        try:
+            yield
+        finally:
+            if locked:
+                self._unlock(1)
+
+    def close(self) -> None:
+        """Done working here."""
+        self._file.close()
+
+    if sys.platform == "win32":
+
+        def _lock(self, byte: int, *, shared: bool, wait: bool) -> bool:
+            import msvcrt
+
+            self._file.seek(byte)
+            try:
+                msvcrt.locking(self._file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+            except OSError:
+                return False
+            return True
+
+        def _unlock(self, byte: int) -> None:
+            import msvcrt
+
+            self._file.seek(byte)
+            msvcrt.locking(self._file.fileno(), msvcrt.LK_UNLCK, 1)
+    else:
+
+        def _lock(self, byte: int, *, shared: bool, wait: bool) -> bool:
+            import fcntl
+
+            try:
+                kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+                fcntl.lockf(self._file, kind if wait else kind | fcntl.LOCK_NB, 1, byte)
+            except OSError:
+                return False
+            return True
+
+        def _unlock(self, byte: int) -> None:
+            import fcntl
+
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, byte)

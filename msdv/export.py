@@ -1,0 +1,115 @@
+"""export: temporal layers to a file or folder for elsewhere."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from msdv.config import ExportConfig
+from msdv.errors import UsageError
+from msdv.files import refuse_overwrite, write_file, write_folder
+from msdv.model.base import Base, load_base
+from msdv.model.temporal import check_match
+from msdv.recipe import to_toml
+from msdv.run import trained_base, weights_in
+from msdv.weights import FILE_NAME, load_temporal, read_metadata, save_temporal
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written."""
+
+    out: Path
+    what: str
+
+    def lines(self) -> list[str]:
+        """For the user."""
+        files = [p for p in self.out.rglob("*") if p.is_file()] if self.out.is_dir() else [self.out]
+        size = sum(path.stat().st_size for path in files)
+        return [
+            f"{self.what}: {self.out} ({size / 1e6:.1f} MB)",
+            f'sample from it: msdv sample "a prompt" --model {self.out} -o out.gif',
+        ]
+
+
+def export(config: ExportConfig) -> ExportReport:
+    """Write the temporal layers of `config.source` to `config.out`. Raises UsageError and MsdvError with the next
+    step."""
+    weights = weights_in(config.source)
+    to = _choose_format(config)
+    refuse_overwrite(config.out, config.overwrite)
+    if to == "msdv":
+        state, metadata = load_temporal(weights)
+        save_temporal(config.out, state, metadata)
+        with write_file(config.out.with_suffix(".toml")) as settings:
+            settings.write_text(to_toml("export", config), encoding="utf-8")
+        return ExportReport(config.out, "temporal layers")
+    metadata = read_metadata(weights)
+    base = load_base(config.base or trained_base(weights), device=torch.device("cpu"), dtype=torch.float32)
+    check_match(base, metadata, weights)
+    with write_folder(config.out) as folder:
+        _write_pipeline(folder, base, weights)
+        (folder / "export.toml").write_text(to_toml("export", config), encoding="utf-8")
+    return ExportReport(config.out, "pipeline")
+
+
+def _choose_format(config: ExportConfig) -> str:
+    """`msdv` or `pipeline`: as asked, else by whether --out has the suffix of a file.
+
+    Raises UsageError where --to and the suffix don't go together.
+    """
+    suffix = config.out.suffix.lower()
+    is_file = suffix == ".safetensors"
+    if suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        raise UsageError(f"{config.out}: msdv writes no pickles: choose a name that ends in .safetensors")
+    if config.to == "msdv" and not is_file:
+        raise UsageError(f"{config.out}: --to msdv writes one file: choose a name that ends in .safetensors")
+    if config.to == "pipeline" and is_file:
+        raise UsageError(f"{config.out}: --to pipeline writes a folder: choose a name without a suffix")
+    return config.to or ("msdv" if is_file else "pipeline")
+
+
+def _write_pipeline(folder: Path, base: Base, weights: Path) -> None:
+    """The image model in diffusers' layout, which diffusers itself can load too, and the temporal layers beside it."""
+    assert base.unet is not None and base.vae is not None and base.text_encoder is not None
+    for name in ("unet", "vae", "text_encoder"):
+        module = getattr(base, name)
+        if _fits_half(module):
+            module.half()
+        module.save_pretrained(folder / name, safe_serialization=True)
+    base.tokenizer.save_pretrained(folder / "tokenizer")
+    _write_json(folder / "scheduler" / "scheduler_config.json", base.scheduler_config)
+    inpainting = base.in_channels == 9
+    _write_json(
+        folder / "model_index.json",
+        {
+            "_class_name": f"StableDiffusion{'Inpaint' if inpainting else ''}Pipeline",
+            "_diffusers_version": diffusers.__version__,
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+            "requires_safety_checker": False,
+            "safety_checker": [None, None],
+            "scheduler": ["diffusers", base.scheduler_config.get("_class_name", "DDIMScheduler")],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+    )
+    _write_json(folder / "sampling.json", asdict(base.sampling))
+    shutil.copyfile(weights, folder / FILE_NAME)
+
+
+def _fits_half(module: Any) -> bool:
+    """Whether float16 holds every weight exactly, as it does for models that were published in it."""
+    return all(torch.equal(p.half().float(), p) for p in module.state_dict().values() if p.is_floating_point())
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(values, indent=2, sort_keys=True, default=list) + "\n", encoding="utf-8")

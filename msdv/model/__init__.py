@@ -1,0 +1,1 @@
+"""The video model: layers that see time, put into a frozen image model."""

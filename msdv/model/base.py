@@ -1,0 +1,402 @@
+"""Base models in: hub, folder, single file, the built-in one, the 2022 layout. The one place for dtype and device."""
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from msdv.config import GroupNormMode
+from msdv.errors import MsdvError, UsageError
+from msdv.model import hub
+from msdv.model.devices import Precision, choose_device, choose_precision
+from msdv.model.folder import read_folder
+from msdv.model.parts import Part, Parts, SamplingDefaults
+from msdv.model.single_file import read_single_file
+from msdv.model.tensors import fill_module
+
+__all__ = [
+    "Base",
+    "Precision",
+    "SamplingDefaults",
+    "choose_base",
+    "choose_device",
+    "choose_precision",
+    "hash_unet",
+    "load_base",
+]
+
+PartName = Literal["unet", "vae", "text_encoder"]
+BUILTIN = Path(__file__).parent.parent / "builtin"
+STABLE_DIFFUSION_15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+# Pixels in a pass of the autoencoder: 8 frames of 256x256, 2 of 512x512. Its widest layers hold 512 bytes a pixel.
+PASS_PIXELS = 8 * 256 * 256
+MOST_FRAMES_A_PASS = 8
+
+_ARCHITECTURE_KEYS = (
+    "in_channels",
+    "out_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "down_block_types",
+    "up_block_types",
+    "cross_attention_dim",
+    "norm_num_groups",
+    "use_linear_projection",
+    "act_fn",
+)
+
+
+@dataclass
+class Base:
+    """A Stable Diffusion: its networks (None where not asked for or unloaded), and what is known about it.
+
+    `name` is how it was asked for, made canonical: `builtin`, a hub id, or an absolute path. `temporal` are the temporal
+    layers that come with it: a file, or the tensors of a 2022 state dict under their 2022 names, for which `group_norm` is
+    `joint`. `unet_hash` identifies the image UNet whatever the precision (see `hash_unet`). `notes` are lines for the
+    user; they grow while it works.
+    """
+
+    name: str
+    unet: UNet2DConditionModel | None
+    vae: AutoencoderKL | None
+    text_encoder: nn.Module | None
+    tokenizer: Any
+    scheduler_config: dict[str, Any]
+    sampling: SamplingDefaults
+    temporal: Path | dict[str, Tensor] | None
+    group_norm: GroupNormMode | None
+    device: torch.device
+    dtype: torch.dtype
+    unet_config: dict[str, Any]
+    vae_config: dict[str, Any]
+    unet_hash: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent, along each side: 8."""
+        blocks = self.vae_config.get("block_out_channels", (128, 256, 512, 512))
+        return int(2 ** (len(blocks) - 1))
+
+    @property
+    def sample_size(self) -> int:
+        """Side in pixels of the pictures that the model was made for."""
+        size = self.unet_config.get("sample_size") or 64
+        return int(max(size) if isinstance(size, list | tuple) else size) * self.vae_scale_factor
+
+    @property
+    def in_channels(self) -> int:
+        """4 for text to image, 9 for inpainting."""
+        return int(self.unet_config.get("in_channels", 4))
+
+    @property
+    def prediction_type(self) -> str:
+        """What the UNet predicts: `epsilon` or `v_prediction` (or `sample`)."""
+        return str(self.scheduler_config.get("prediction_type", "epsilon"))
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings (n, tokens, d) in the model's dtype, on its device. What is beyond the text encoder's length
+        (77 tokens) is cut, and a note says so.
+
+        Raises:
+            MsdvError: when they are not finite.
+        """
+        if self.text_encoder is None:
+            raise RuntimeError("the text encoder isn't loaded")
+        # One at a time: an embedding must not depend on what else is encoded.
+        return torch.cat([self._encode_prompt(prompt) for prompt in prompts])
+
+    def _encode_prompt(self, prompt: str) -> Tensor:
+        assert self.text_encoder is not None
+        config: Any = self.text_encoder.config
+        length = min(self.tokenizer.model_max_length, config.max_position_embeddings)
+        with _quiet():
+            whole = self.tokenizer(prompt, truncation=False).input_ids
+            tokens = self.tokenizer(
+                prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            )
+        if len(whole) > length:
+            rest = self.tokenizer.decode(whole[length - 1 : -1], clean_up_tokenization_spaces=False).strip()
+            rest = f"{rest[:60]} ..." if len(rest) > 64 else rest
+            self._note(f'the prompt is longer than {length - 2} tokens; its end is not seen: "{rest}"')
+        mask = tokens.attention_mask.to(self.device) if getattr(config, "use_attention_mask", None) else None
+        embeddings: Tensor = self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
+        if not embeddings.isfinite().all():
+            raise MsdvError(f"{self.name}: the text encoder gives numbers that are none: try --bf16, or no --fp16")
+        return embeddings
+
+    @torch.no_grad()
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Pictures (n, 3, h, w) from -1 to 1 -> latents (n, 4, h/8, w/8) in the model's dtype, on its device: the mode of
+        the posterior, times the scaling factor.
+
+        Raises:
+            MsdvError: when they are not finite.
+        """
+        if self.vae is None:
+            raise RuntimeError("the autoencoder isn't loaded")
+        parts = []
+        for part in frames.split(_frames_a_pass(frames.shape[-2], frames.shape[-1])):
+            latents = self.vae.encode(part.to(self.device, self.vae.dtype)).latent_dist.mode()
+            if not latents.isfinite().all():
+                self._widen_vae("encodes")
+                latents = self.vae.encode(part.to(self.device, self.vae.dtype)).latent_dist.mode()
+            if not latents.isfinite().all():
+                raise MsdvError(
+                    f"{self.name}: the autoencoder gives latents that are not a number; take another --base"
+                )
+            parts.append((latents * self.vae.config.scaling_factor).to(self.dtype))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (n, 4, h, w) -> pictures (n, 3, 8h, 8w), float32, about -1 to 1, in one pass.
+
+        In float16 some autoencoders overflow: then this one goes on in float32.
+
+        Raises:
+            MsdvError: when the latents or the pictures are not finite.
+        """
+        if self.vae is None:
+            raise RuntimeError("the autoencoder isn't loaded")
+        if not latents.isfinite().all():
+            raise MsdvError("the latents are not a number: try --bf16 or no --fp16, or a smaller --guidance")
+        latents = latents.to(self.device) / self.vae.config.scaling_factor
+        pictures: Tensor = self.vae.decode(latents.to(self.vae.dtype)).sample
+        if not pictures.isfinite().all() and self.vae.dtype != torch.float32:
+            self._widen_vae("decodes")
+            pictures = self.vae.decode(latents.float()).sample
+        if not pictures.isfinite().all():
+            raise MsdvError(f"the picture is not a number: the autoencoder of {self.name} fails, take another --base")
+        return pictures.float()
+
+    def decode_latents(self, latents: Tensor) -> np.ndarray:
+        """Latents (n, 4, h, w) -> frames (n, 8h, 8w, 3), uint8, on the CPU; few frames at a time, which bounds memory.
+
+        Raises:
+            MsdvError: when the latents or the pictures are not finite.
+        """
+        factor = self.vae_scale_factor
+        frames = []
+        for part in latents.split(_frames_a_pass(latents.shape[-2] * factor, latents.shape[-1] * factor)):
+            pictures = self.decode(part).add(1).mul(127.5).round_().clamp_(0, 255)
+            frames.append(pictures.to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous().numpy())
+        return np.concatenate(frames)
+
+    def unload(self, part: PartName) -> None:
+        """Free the memory of a network that is not needed any more."""
+        setattr(self, part, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _widen_vae(self, does: str) -> None:
+        assert self.vae is not None
+        with _quiet():
+            self.vae.float()
+        self._note(f"the autoencoder overflows in half precision: it {does} in float32")
+
+
+def _frames_a_pass(height: int, width: int) -> int:
+    return max(1, min(MOST_FRAMES_A_PASS, PASS_PIXELS // (height * width)))
+
+
+def choose_base(name: str | None, device: torch.device) -> tuple[str, str | None]:
+    """The base model to load, and a line that says why where none was named: Stable Diffusion 1.5 needs a CUDA device."""
+    if name is not None:
+        return name, None
+    if device.type == "cuda":
+        return STABLE_DIFFUSION_15, f"image model: {STABLE_DIFFUSION_15} (there is a CUDA device; --base takes another)"
+    return "builtin", "image model: builtin, small enough to compute without a CUDA device (--base takes another)"
+
+
+def load_base(
+    name: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    parts: Sequence[PartName] = ("unet", "vae", "text_encoder"),
+) -> Base:
+    """Load an image model: `builtin`, a folder, a single file, or a hub id. Its networks are frozen, in eval mode, and
+    stored in `dtype`.
+
+    Raises:
+        UsageError: for a path that does not exist, or a kind of file that can't be one.
+        MsdvError: when the content can't be used, or the hub gives nothing.
+    """
+    try:
+        canonical, found = _find(name, prefer_half=dtype in (torch.float16, torch.bfloat16))
+    except OSError as error:
+        raise MsdvError(f"--base {name} can't be read: {error.strerror or error}") from error
+    base = Base(
+        name=canonical,
+        unet=None,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        scheduler_config=found.scheduler,
+        sampling=found.sampling,
+        temporal=None,
+        group_norm=found.group_norm,
+        device=device,
+        dtype=dtype,
+        unet_config=found.unet.config,
+        vae_config=found.vae.config,
+        notes=list(found.notes),
+    )
+    with _quiet():
+        if "unet" in parts:
+            unet = _build(UNet2DConditionModel, found.unet)
+            base.unet_hash = hash_unet(unet.config, unet.state_dict())
+            base.unet = unet.to(device, dtype)
+        if "vae" in parts:
+            base.vae = _build(AutoencoderKL, found.vae).to(device, dtype)
+        if "text_encoder" in parts:
+            base.tokenizer = _load_tokenizer(found.tokenizer)
+            base.text_encoder = _build_text_encoder(found.text_encoder, base.tokenizer).to(device, dtype)
+            _check_width(base, found)
+    base.temporal = found.temporal() if callable(found.temporal) else found.temporal
+    return base
+
+
+def hash_unet(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over what makes an image UNet: the keys of its configuration that shape it, and its weights as float16, by
+    name. So float32 and float16 copies of one model agree, and so do a folder and a single file."""
+    shape = {key: config.get(key) for key in _ARCHITECTURE_KEYS}
+    heads = config.get("num_attention_heads") or config.get("attention_head_dim")
+    blocks = len(config["block_out_channels"])
+    shape["heads"] = list(heads) if isinstance(heads, list | tuple) else [heads] * blocks
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=list).encode())
+    for key in sorted(tensors):
+        digest.update(key.encode())
+        digest.update(tensors[key].detach().to("cpu", torch.float16).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _find(name: str, *, prefer_half: bool) -> tuple[str, Parts]:
+    """The canonical name of a base model and its parts."""
+    if name == "builtin":
+        if not (BUILTIN / "model_index.json").is_file():
+            raise MsdvError(
+                "the builtin image model isn't part of this installation: install msdv again, or give --base"
+            )
+        parts = read_folder(BUILTIN)
+        if not (BUILTIN / "sampling.json").is_file():
+            parts.sampling = SamplingDefaults("ddim", 15, 4.0)
+        return name, parts
+    if not name.strip():
+        raise UsageError("--base is empty: give builtin, a hub id (owner/name), a folder or a .safetensors file")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path.resolve()), read_folder(path.resolve(), prefer_half=prefer_half)
+    if path.is_file():
+        if path.suffix.lower() not in (".safetensors", ".ckpt"):
+            hint = (
+                "give the folder that it is in"
+                if path.name == "model_index.json"
+                else "give a .safetensors or .ckpt file"
+            )
+            raise UsageError(f"--base {name}: {path.suffix or 'this'} is no image model; {hint}")
+        return str(path.resolve()), read_single_file(path.resolve())
+    if (
+        not re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+        or name.startswith((".", "~"))
+        or path.suffix in (".safetensors", ".ckpt")
+    ):
+        raise UsageError(
+            f"--base {name}: no such file or folder (a hub id would be owner/name, and `builtin` needs none)"
+        )
+    return name, read_folder(hub.download(name, prefer_half=prefer_half), prefer_half=prefer_half)
+
+
+def _build(kind: type, part: Part) -> Any:
+    known = inspect.signature(kind.__init__).parameters
+    # What another version of diffusers wrote besides has no meaning for this one.
+    config = {key: value for key, value in part.config.items() if key in known and not key.startswith("_")}
+    with _explain_config(part), init_empty_weights(include_buffers=False):
+        module = kind(**config)
+    fill_module(module, part.read(), part.origin)
+    return module
+
+
+def _build_text_encoder(part: Part, tokenizer: Any) -> nn.Module:
+    # transformers' models take seconds to import: not for those who only need the UNet.
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with _explain_config(part), init_empty_weights(include_buffers=False):
+        module = CLIPTextModel(CLIPTextConfig.from_dict(part.config))
+    prefix = "text_model." if any(key.startswith("text_model.") for key in module.state_dict()) else ""
+    tensors = {
+        prefix + key.removeprefix("text_model."): tensor
+        for key, tensor in part.read().items()
+        if not key.endswith("position_ids") and key != "text_projection.weight"
+    }
+    fill_module(module, tensors, part.origin)
+    if len(tokenizer) > module.config.vocab_size:
+        raise MsdvError(
+            f"{part.origin}: knows {module.config.vocab_size} tokens, its tokenizer {len(tokenizer)}: they are of two models"
+        )
+    return module
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        # The reader of tokenizer files raises whatever its parsers do, down to bare Exception.
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise MsdvError(f"{folder} is damaged ({reason}): download or copy it again") from error
+
+
+def _check_width(base: Base, found: Parts) -> None:
+    width = found.text_encoder.config.get("hidden_size", 512)
+    wanted = found.unet.config.get("cross_attention_dim", 1280)
+    if width != wanted:
+        raise MsdvError(
+            f"{base.name}: the text encoder gives embeddings {width} wide, the UNet takes {wanted}: they are of two models"
+        )
+
+
+@contextmanager
+def _explain_config(part: Part) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # Whatever a wrong value makes a constructor do, the cause is the configuration.
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise MsdvError(f"{part.origin}: its configuration can't be built ({reason}): take another copy") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' advice about configurations and token counts off the user's screen: what matters is checked."""
+    libraries = (diffusers_logging, transformers_logging)
+    before = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)

@@ -1,0 +1,125 @@
+"""What training and sampling share of diffusion: schedules, targets, guidance, the loop over denoising steps."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from msdv.config import SchedulerName
+from msdv.errors import MsdvError
+from msdv.model.inflate import VideoUNet
+
+_SCHEDULERS: dict[SchedulerName, str] = {
+    "ddim": "DDIMScheduler",
+    "dpmpp-2m": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "lcm": "LCMScheduler",
+}
+
+SCHEDULE_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
+"""What of a scheduler's configuration decides how noisy a timestep is: it must be the same in training and sampling."""
+
+
+def make_scheduler(name: SchedulerName, config: Mapping[str, Any]) -> Any:
+    """A diffusers scheduler by name, on the noise schedule of an image model's scheduler configuration."""
+    scheduler = getattr(diffusers, _SCHEDULERS[name])
+    known = set(inspect.signature(scheduler.__init__).parameters)
+    return scheduler.from_config({k: v for k, v in config.items() if k in known})
+
+
+class TrainingSchedule:
+    """Noisy latents and training targets on an image model's noise schedule."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        schedule = {k: config[k] for k in SCHEDULE_KEYS if k in config}
+        self._scheduler = diffusers.DDPMScheduler.from_config(schedule)
+        self.prediction_type: str = self._scheduler.config.prediction_type
+        self.num_timesteps: int = self._scheduler.config.num_train_timesteps
+
+    def draw_timesteps(self, count: int, shift: float, generator: torch.Generator) -> Tensor:
+        """(count,) random timesteps; uniform at shift 1, noisier more often above (Esser et al. 2024, 2403.03206,
+        eq. 23)."""
+        u = torch.rand(count, generator=generator)
+        return (shift * u / (1 + (shift - 1) * u) * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents (b, c, f, h, w) at the noise level of timesteps (b,)."""
+        return self._scheduler.add_noise(latents, noise, timesteps)
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the model is to predict: noise, velocity or the latents, by the model's prediction type."""
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "v_prediction":
+            return self._scheduler.get_velocity(latents, noise, timesteps)
+        if self.prediction_type == "sample":
+            return latents
+        raise MsdvError(f"prediction type {self.prediction_type} is not known: choose another --base")
+
+
+def predict(
+    model: VideoUNet, latents: Tensor, timestep: Tensor, text: Tensor, condition: Tensor | None = None
+) -> Tensor:
+    """One model call in the model's precision, float32 in and out.
+
+    latents (b, 4, f, h, w); text (b, n, d); condition (b, 5, f, h, w), mask and image latents, for inpainting models.
+    """
+    sample = latents if condition is None else torch.cat([latents, condition], dim=1)
+    dtype = next(model.parameters()).dtype
+    return model(sample.to(dtype), timestep, text.to(dtype)).float()
+
+
+@torch.no_grad()
+def denoise(
+    model: VideoUNet,
+    noise: Tensor,
+    text: Tensor,
+    negative: Tensor,
+    *,
+    scheduler: Any,
+    steps: int,
+    guidance: float,
+    generator: torch.Generator | None = None,
+    condition: Tensor | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Tensor:
+    """From noise (b, 4, f, h, w), variance 1, to latents of the same shape, float32.
+
+    text and negative (b, n, d). Classifier-free guidance (Ho & Salimans 2022, 2207.12598): the two predictions are made
+    in turn, which takes half the memory of making them together. `generator` is for schedulers that add noise.
+    `on_step` is called after each step, from 1. Raises MsdvError if the result is not finite.
+    """
+    scheduler.set_timesteps(steps, device=noise.device)
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    extra = {"generator": generator} if takes_generator else {}
+    latents = noise.float() * scheduler.init_noise_sigma
+    for number, timestep in enumerate(scheduler.timesteps, start=1):
+        model_input = scheduler.scale_model_input(latents, timestep)
+        prediction = predict(model, model_input, timestep, text, condition)
+        if guidance != 1:
+            unguided = predict(model, model_input, timestep, negative, condition)
+            prediction = unguided + guidance * (prediction - unguided)
+        latents = scheduler.step(prediction, timestep, latents, return_dict=False, **extra)[0]
+        on_step(number)
+    if not torch.isfinite(latents).all():
+        raise MsdvError("the denoised latents are not finite: try without --fp16, or with --bf16")
+    return latents
+
+
+def blank_condition(image_latents: Tensor, frames: int) -> Tensor:
+    """What an inpainting model gets where no picture is given: mask 1, everything is to be painted, and the latents of
+    a grey picture (1, 4, h, w) -> (1, 5, frames, h, w)."""
+    image = image_latents.float().unsqueeze(2).expand(-1, -1, frames, -1, -1)
+    return torch.cat([torch.ones_like(image[:, :1]), image], dim=1)

@@ -1,0 +1,139 @@
+"""AdamW on float32 masters of the temporal weights: what lets the model itself be in half precision, and the optimizer
+be in the computer's memory instead of the graphics card's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class MasterOptimizer:
+    """Holds a float32 master of each trainable weight, and steps it.
+
+    A master of a temporal convolution is its difference from the identity: so weight decay pulls towards the image
+    model, not towards a layer that lets nothing through. Gradients are summed into one flat float32 buffer, which is
+    what several processes average. With `on_host` masters, moments and that buffer are in host memory.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        lr: float,
+        conv_lr: float,
+        weight_decay: float,
+        ema: float = 0.0,
+        on_host: bool = False,
+        loss_scaling: bool = False,
+    ) -> None:
+        """lr of the temporal attention; conv_lr, of the convolutions, as a multiple of it. ema: decay of the averaged
+        weights, 0 for none. loss_scaling: for float16."""
+        self._parameters = dict(parameters)
+        first = next(iter(self._parameters.values()))
+        self._device = first.device
+        home = torch.device("cpu") if on_host else first.device
+        self._identity = {k: _identity_of(k, p).to(home) for k, p in parameters.items() if _is_convolution(k, p)}
+        self.masters: dict[str, nn.Parameter] = {}
+        for key, parameter in parameters.items():
+            value = parameter.detach().to(home, torch.float32, copy=True)
+            self.masters[key] = nn.Parameter(value - self._identity[key] if key in self._identity else value)
+        self.gradients = torch.zeros(sum(p.numel() for p in self.masters.values()), device=home)
+        start = 0
+        for master in self.masters.values():
+            master.grad = self.gradients[start : start + master.numel()].view_as(master)
+            start += master.numel()
+        self._decay = ema
+        self._average = {k: m.detach().clone() for k, m in self.masters.items()} if ema else {}
+        self._updates = 0
+        groups = self._groups(lr, conv_lr, weight_decay)
+        # Fused: one kernel for all weights; there is none for MPS.
+        self._adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=home.type in ("cpu", "cuda"))
+        self.scaler = torch.amp.GradScaler(self._device.type, enabled=loss_scaling)
+
+    def _groups(self, lr: float, conv_lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for key, master in self.masters.items():
+            scale = conv_lr if ".temporal_conv." in f".{key}" else 1.0
+            decay = weight_decay if master.ndim > 1 else 0.0
+            groups.setdefault((scale, decay), []).append(master)
+        return [
+            {"params": params, "weight_decay": decay, "lr_scale": scale, "lr": lr * scale}
+            for (scale, decay), params in groups.items()
+        ]
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of `loss`, added to those since the last step; they leave the device as soon as they are whole."""
+        self.scaler.scale(loss).backward()
+        for key, parameter in self._parameters.items():
+            if parameter.grad is not None:
+                self.masters[key].grad += parameter.grad.to(self.gradients.device, torch.float32)  # type: ignore[operator]
+                parameter.grad = None
+
+    def step(self, lr: float, max_grad_norm: float) -> float:
+        """One AdamW step at learning rate `lr` with the gradients so far, whose norm is returned (not finite where
+        float16 overflowed: the step is skipped then, and the loss scale lowered)."""
+        for group in self._adamw.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        self.scaler.unscale_(self._adamw)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.masters.values()), max_grad_norm).item()
+        self.scaler.step(self._adamw)
+        self.scaler.update()
+        self.gradients.zero_()
+        if norm == norm and norm != float("inf"):
+            self._updates += 1
+            if self._average:
+                # A young average follows fast, so that it does not remember the untrained weights.
+                decay = min(self._decay, self._updates / (self._updates + 10))
+                masters = [m.detach() for m in self.masters.values()]
+                torch._foreach_lerp_(list(self._average.values()), masters, 1 - decay)
+        self._publish(self.masters)
+        return norm
+
+    @torch.no_grad()
+    def _publish(self, masters: Mapping[str, Tensor]) -> None:
+        """Copy masters into the model, in its precision."""
+        for key, parameter in self._parameters.items():
+            value = masters[key]
+            parameter.copy_(value + self._identity[key] if key in self._identity else value)
+
+    def use_average(self, on: bool) -> None:
+        """Put the averaged weights into the model, or the current ones back. Without averaging nothing changes."""
+        if self._average:
+            self._publish(self._average if on else self.masters)
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """What is to be saved and sampled from: the averaged weights, else the current ones; float32."""
+        source: Mapping[str, Tensor] = self._average or self.masters
+        return {k: (v + self._identity[k] if k in self._identity else v).detach().clone() for k, v in source.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed training needs to go on as if it had not stopped."""
+        return {
+            "masters": {k: m.detach() for k, m in self.masters.items()},
+            "average": self._average,
+            "updates": self._updates,
+            "adamw": self._adamw.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`; the model gets the weights too."""
+        for key, master in self.masters.items():
+            master.copy_(state["masters"][key])
+        for key, value in self._average.items():
+            value.copy_(state["average"][key])
+        self._updates = state["updates"]
+        self._adamw.load_state_dict(state["adamw"])
+        self.scaler.load_state_dict(state["scaler"])
+        self._publish(self.masters)
+
+
+def _is_convolution(key: str, parameter: Tensor) -> bool:
+    return key.endswith("temporal_conv.weight") and parameter.ndim == 3
+
+
+def _identity_of(key: str, parameter: Tensor) -> Tensor:
+    return nn.init.dirac_(torch.empty_like(parameter, dtype=torch.float32))

@@ -1,0 +1,70 @@
+"""An image model and the temporal layers that belong to it: found, checked against each other, put together."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msdv.config import GroupNormMode
+from msdv.errors import MsdvError, UsageError
+from msdv.model.base import Base
+from msdv.model.inflate import VideoUNet, inflate
+from msdv.weights import TemporalMetadata, load_temporal
+
+
+def build_video_unet(
+    base: Base,
+    source: Path | dict[str, Tensor] | None,
+    *,
+    group_norm: GroupNormMode | None = None,
+    channels_last: bool = False,
+    seed: int = 0,
+) -> tuple[VideoUNet, TemporalMetadata | None]:
+    """The base's UNet with temporal layers from `source`: a weights file, tensors that came with the base, or None for
+    untrained ones, drawn by `seed`. Metadata only where a file has it.
+
+    Raises MsdvError if the weights were trained on another image model, naming both; UsageError if they were made with
+    another group norm than asked for.
+    """
+    state: dict[str, Tensor] | None
+    if isinstance(source, Path):
+        state, metadata = load_temporal(source)
+        check_match(base, metadata, source)
+    else:
+        state, metadata = source, None
+    trained_mode = metadata.group_norm if metadata else base.group_norm if state else None
+    if group_norm and trained_mode and group_norm != trained_mode:
+        raise UsageError(
+            f"--group-norm {group_norm}: the temporal layers to start from were made with {trained_mode}: "
+            "leave the option out, or start with --init none"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = inflate(base.unet, trained_mode or group_norm or "frame", channels_last=channels_last)
+    if state is not None:
+        model.load_temporal(state)
+    return model, metadata
+
+
+def check_match(base: Base, metadata: TemporalMetadata, source: Path) -> None:
+    """Raise MsdvError if temporal weights were trained on another image model than `base`."""
+    if metadata.unet_hash != base.unet_hash:
+        raise MsdvError(
+            f"{source} was trained on {metadata.base} ({metadata.unet_hash[:12]}), not on {base.name} "
+            f"({base.unet_hash[:12]}): pass --base {metadata.base}, or other weights"
+        )
+
+
+def module_hash(module: Any) -> str:
+    """Of a network's configuration and weights in their present precision: what cached results depend on."""
+    config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
+    # Where it was loaded from and by which version is no part of what it computes.
+    config = {k: v for k, v in config.items() if not k.startswith("_") and "version" not in k and k != "dtype"}
+    digest = hashlib.sha256(repr(sorted(config.items(), key=str)).encode())
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+

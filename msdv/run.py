@@ -1,0 +1,160 @@
+"""The run folder: where a training writes, and how other commands and a resumed training find it again."""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msdv.errors import MsdvError, UsageError
+from msdv.files import is_unfinished, write_file
+from msdv.weights import FILE_NAME, read_metadata
+
+RUNS = Path("runs")
+_CHECKPOINT = "step-"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths in a run folder. Nothing is made by naming them."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """Settings of the run, complete."""
+        return self.folder / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: step, loss and what else was measured."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def weights(self) -> Path:
+        """The newest good temporal weights."""
+        return self.folder / FILE_NAME
+
+    @property
+    def report(self) -> Path:
+        """A page with the loss curve and the samples."""
+        return self.folder / "report.html"
+
+    def sample(self, step: int) -> Path:
+        """Sample gif of a step."""
+        return self.folder / "samples" / f"step-{step:06d}.gif"
+
+    def checkpoint(self, step: int) -> Path:
+        """Checkpoint folder of a step."""
+        return self.folder / "checkpoints" / f"{_CHECKPOINT}{step:06d}"
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """(step, folder) of the checkpoints that are whole, oldest first."""
+        found = []
+        for path in (self.folder / "checkpoints").glob(f"{_CHECKPOINT}*"):
+            number = path.name.removeprefix(_CHECKPOINT)
+            if number.isdigit() and path.is_dir():
+                found.append((int(number), path))
+        return sorted(found)
+
+    def drop_old_checkpoints(self, keep: int) -> None:
+        """Remove all checkpoints but the newest `keep`, and what killed processes left unfinished."""
+        for _, path in self.checkpoints()[:-keep]:
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self.folder / "checkpoints").glob("*"):
+            if is_unfinished(path):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Remove what an earlier run left here, but nothing that is not a run's."""
+        for name in ("samples", "checkpoints", "tensorboard"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for path in (self.config, self.metrics, self.weights, self.report):
+            path.unlink(missing_ok=True)
+
+    def log(self, **values: Any) -> None:
+        """Append a row to the metrics."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """All rows of the metrics; a row that a killed process left half-written is passed over."""
+        rows = []
+        if self.metrics.exists():
+            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+        return rows
+
+    def forget_after(self, step: int) -> None:
+        """Drop rows of the metrics after `step`: a resumed run makes them again."""
+        rows = [row for row in self.read_log() if row.get("step", 0) <= step]
+        with write_file(self.metrics) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def new_run(out: Path | None, data: Path) -> Run:
+    """The folder for a new run: `out`, or runs/<time>-<data>, numbered if that is taken."""
+    if out is not None:
+        return Run(out)
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{data.resolve().name}"
+    folder, number = RUNS / name, 1
+    while folder.exists():
+        number += 1
+        folder = RUNS / f"{name}-{number}"
+    return Run(folder)
+
+
+def _by_age(runs: Path) -> list[Run]:
+    """Runs from the newest to the oldest by when their settings were written."""
+    found = [path for path in runs.glob("*") if (path / "config.toml").is_file()] if runs.is_dir() else []
+    return [Run(path) for path in sorted(found, key=lambda p: (p / "config.toml").stat().st_mtime_ns, reverse=True)]
+
+
+def newest_run_with_weights(runs: Path = RUNS) -> Run | None:
+    """The newest run whose weights can be sampled from, if there is one."""
+    return next((run for run in _by_age(runs) if run.weights.is_file()), None)
+
+
+def run_to_resume(name: str) -> Run:
+    """The run that --resume means: a run folder, or `newest` for the newest one with a checkpoint.
+
+    Raises UsageError if there is no such run, MsdvError if it has no checkpoint.
+    """
+    if name == "newest":
+        run = next((run for run in _by_age(RUNS) if run.checkpoints()), None)
+        if run is None:
+            raise UsageError("no run with a checkpoint under runs/: start one with msdv train")
+        return run
+    run = Run(Path(name))
+    if not run.config.is_file():
+        raise UsageError(f"{name} is not a run folder: give one that msdv train made, or --resume alone for the newest")
+    if not run.checkpoints():
+        raise MsdvError(f"{name} has no checkpoint to go on from: start again with another --out")
+    return run
+
+
+def weights_in(name: str) -> Path:
+    """The temporal weights that a run folder, a pipeline folder or a file name means.
+
+    Raises UsageError if there is nothing there, MsdvError if a folder holds no weights.
+    """
+    path = Path(name)
+    if path.is_dir():
+        weights = path / FILE_NAME
+        if not weights.is_file():
+            raise MsdvError(f"{name} has no temporal.safetensors yet: train on, or give another run")
+        return weights
+    if not path.is_file():
+        raise UsageError(f"{name} does not exist: give a run folder or a temporal .safetensors")
+    return path
+
+
+def trained_base(weights: Path) -> str:
+    """The image model that weights belong to: the pipeline folder that they are in, or what their metadata names."""
+    if (weights.parent / "model_index.json").is_file():
+        return str(weights.parent)
+    return read_metadata(weights).base

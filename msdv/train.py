@@ -1,0 +1,337 @@
+"""train: frames and an image model to temporal layers.
+
+`train` reads from top to bottom: prepare the run, then the loop (draw, predict, step, log, evaluate, sample, save).
+"""
+
+import json
+import math
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.nn.functional import mse_loss
+
+from msdv.config import TrainConfig
+from msdv.console import console, progress
+from msdv.data.batches import generator_for
+from msdv.errors import MsdvError, UsageError
+from msdv.files import refuse_overwrite, write_file, write_folder
+from msdv.model.diffusion import predict
+from msdv.model.evaluation import HeldOutLoss
+from msdv.model.optimizer import MasterOptimizer
+from msdv.recipe import read_section, to_toml
+from msdv.report import write_report
+from msdv.run import Run, new_run, run_to_resume
+from msdv.training import Training, learning_rate
+from msdv.weights import save_temporal
+
+_STATE_FILE = "training.pt"
+# What a checkpoint depends on: with another value a training would not go on but become another one.
+_FIXED = ("data", "base", "init", "group_norm", "frames", "size", "flip", "holdout", "noise", "seed", "ema")
+# float16 overflows now and then, and the loss scale falls until it does not. This many in a row is no accident.
+_MOST_OVERFLOWS = 20
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a training made."""
+
+    run: Run
+    steps: int
+    loss: float
+    held_out: list[HeldOutLoss]
+
+    def lines(self) -> list[str]:
+        """For the user, at the end."""
+        return [
+            f"{self.steps} steps, loss {self.loss:.4f}: weights in {self.run.weights}",
+            *(f"held out: {line}" for line in self.held_out),
+            f"report: {self.run.report}",
+            f'next: msdv sample "a prompt" --model {self.run.folder} --frames 120 -o out.gif',
+        ]
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What an evaluation measured."""
+
+    losses: list[HeldOutLoss]
+
+    def lines(self) -> list[str]:
+        """For the user."""
+        return [str(loss) for loss in self.losses]
+
+    def json(self) -> str:
+        """One JSON object: {"losses": [{"on": ..., "off": ..., "gain": ..., "noise": ..., ...}, ...]}."""
+        return json.dumps({"losses": [loss.as_dict() for loss in self.losses]})
+
+
+def evaluate(config: TrainConfig) -> EvaluationReport:
+    """Measure the loss of the weights in `config.init` on all clips of `config.data`; nothing is trained or written
+    but the cache."""
+    training = Training(config)
+    return EvaluationReport(training.evaluate(most_clips=10_000))
+
+
+def train(config: TrainConfig) -> TrainReport:
+    """Train temporal layers, or go on with a training (`config.resume`).
+
+    Raises UsageError and MsdvError with the next step to take; KeyboardInterrupt, with the command that goes on as its
+    message, after saving.
+    """
+    accelerator = Accelerator(cpu=config.device == "cpu")
+    main = accelerator.is_main_process
+    run, config = _open_run(config)
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    training = Training(config, rank=rank, processes=processes, barrier=accelerator.wait_for_everyone)
+    optimizer = MasterOptimizer(
+        training.model.temporal_parameters(),
+        lr=config.lr,
+        conv_lr=config.conv_lr,
+        weight_decay=config.weight_decay,
+        ema=config.ema,
+        on_host=config.offload_optim,
+        loss_scaling=next(training.model.parameters()).dtype == torch.float16,
+    )
+    first = _resume(run, optimizer) if config.resume else 0
+    if first >= config.steps:
+        raise UsageError(f"{run.folder} has all its {first} steps: pass --steps {2 * first} to train on")
+    if main:
+        _prepare_folder(run, config, first)
+    writer = _tensorboard(run) if main else None
+    loop = _Loop(config, run, training, optimizer, accelerator, writer)
+    try:
+        return loop.run_from(first)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _open_run(config: TrainConfig) -> tuple[Run, TrainConfig]:
+    """The run folder and the settings that hold: for a resumed run its own, but for what was given anew."""
+    if config.resume is None:
+        run = new_run(config.out, config.data)
+        refuse_overwrite(run.folder, config.overwrite)
+        return run, config
+    run = run_to_resume(config.resume)
+    settings = read_section(run.config, "train")
+    given = config.model_dump(include=config.model_fields_set, mode="json")
+    for name in _FIXED:
+        if name in given and given[name] != settings.get(name, TrainConfig.model_fields[name].default):
+            raise UsageError(
+                f"--{name.replace('_', '-')} {given[name]}: {run.folder} was started with {settings.get(name, 'none')}: "
+                "leave the option out, or start a new run"
+            )
+    settings.update(given)
+    return run, TrainConfig.model_validate({**settings, "resume": str(run.folder), "out": None})
+
+
+def _prepare_folder(run: Run, config: TrainConfig, first: int) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if first:
+        run.forget_after(first)
+    else:
+        run.clear()
+    with write_file(run.config) as temporary:
+        settings = config.model_copy(update={"resume": None, "overwrite": False, "out": run.folder})
+        temporary.write_text(to_toml("train", settings), encoding="utf-8")
+
+
+def _resume(run: Run, optimizer: MasterOptimizer) -> int:
+    step, folder = run.checkpoints()[-1]
+    try:
+        state = torch.load(folder / _STATE_FILE, map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(state)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        fault = str(error).splitlines()[0]
+        raise MsdvError(
+            f"{folder} can't be loaded ({fault}): delete it to go on from the checkpoint before it"
+        ) from error
+    console.print(f"going on with {run.folder} from step {step}")
+    return step
+
+
+def _tensorboard(run: Run) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run.folder / "tensorboard"))
+
+
+class _Loop:
+    """The training loop and what it has to hand."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        training: Training,
+        optimizer: MasterOptimizer,
+        accelerator: Accelerator,
+        writer: Any,
+    ) -> None:
+        self.config, self.run, self.training, self.optimizer = config, run, training, optimizer
+        self.accelerator, self.writer = accelerator, writer
+        self.overflows = 0
+        self.held_out: list[HeldOutLoss] = []
+
+    def run_from(self, first: int) -> TrainReport:
+        """All steps from `first`, counted from 0."""
+        config = self.config
+        recent: deque[float] = deque(maxlen=50)
+        with _stop_on_signal() as stop, progress("step") as bar:
+            task = bar.add_task("training", total=config.steps, completed=first, note="")
+            for step in range(first, config.steps):
+                started = time.perf_counter()
+                loss, norm, stopping = self._step(step, stop.is_set())
+                seconds = time.perf_counter() - started
+                recent.append(loss)
+                done = step + 1
+                self._log(done, loss, norm, seconds)
+                bar.update(task, completed=done, note=f"loss {sum(recent) / len(recent):.4f}  {_memory(self.device)}")
+                if done == config.steps or done % config.checkpoint_every == 0 or stopping:
+                    self._save(done)
+                if config.sample_every and (done % config.sample_every == 0 or done == config.steps) and not stopping:
+                    self._sample(done)
+                if stopping:
+                    raise KeyboardInterrupt(
+                        f"stopped after step {done}, which is saved: go on with msdv train --resume {self.run.folder}"
+                    )
+        finite = [value for value in recent if math.isfinite(value)]
+        return TrainReport(self.run, config.steps, sum(finite) / max(1, len(finite)), self.held_out)
+
+    @property
+    def device(self) -> torch.device:
+        return self.training.device
+
+    def _step(self, step: int, stop: bool) -> tuple[float, float, bool]:
+        """One optimizer step: (loss, gradient norm, whether any process was asked to stop)."""
+        config, training, accelerator = self.config, self.training, self.accelerator
+        total = 0.0
+        for micro in range(config.grad_accum):
+            number = (step * config.grad_accum + micro) * accelerator.num_processes + accelerator.process_index
+            batch = training.batches.batch(number)
+            generator = generator_for("noise", config.seed, number)
+            b = batch.latents.shape[0]
+            noise = training.draw_noise(batch, generator)
+            timesteps = training.schedule.draw_timesteps(b, config.timestep_shift, generator)
+            latents, noise, timesteps, text = (
+                t.to(self.device) for t in (batch.latents, noise, timesteps, batch.text)
+            )
+            noisy = training.schedule.add_noise(latents, noise, timesteps)
+            target = training.schedule.target(latents, noise, timesteps)
+            loss = mse_loss(predict(training.model, noisy, timesteps, text, training.condition(b)), target)
+            total += loss.item() / config.grad_accum
+            self.optimizer.backward(loss / config.grad_accum)
+        total, stopping = self._average_over_processes(total, stop)
+        self._check_finite(step, total)
+        norm = self.optimizer.step(learning_rate(config, step), config.max_grad_norm)
+        return total, norm, stopping
+
+    def _average_over_processes(self, loss: float, stop: bool) -> tuple[float, bool]:
+        if self.accelerator.num_processes == 1:
+            return loss, stop
+        gradients = self.optimizer.gradients
+        extra = torch.tensor([loss, float(stop)], device=gradients.device)
+        # Host memory can't be averaged by NCCL: the sum goes over the device.
+        together = torch.cat([gradients, extra]).to(self.device)
+        together = self.accelerator.reduce(together, reduction="mean").to(gradients.device)
+        gradients.copy_(together[:-2])
+        return float(together[-2]), bool(together[-1] > 0)
+
+    def _check_finite(self, step: int, loss: float) -> None:
+        if math.isfinite(loss):
+            self.overflows = 0
+            return
+        self.overflows += 1
+        if self.optimizer.scaler.is_enabled() and self.overflows < _MOST_OVERFLOWS:
+            return
+        saved = self.run.checkpoints()
+        go_on = f"; the newest good weights are those of step {saved[-1][0]}" if saved else ""
+        wish = "--bf16 instead of --fp16" if self.optimizer.scaler.is_enabled() else f"--lr {self.config.lr / 3:.1g}"
+        raise MsdvError(f"the loss of step {step + 1} is {loss}: try {wish}, or look for broken clips{go_on}")
+
+    def _log(self, step: int, loss: float, norm: float, seconds: float) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        rate = learning_rate(self.config, step - 1)
+        values: dict[str, float] = {"loss": loss, "gradient_norm": norm, "lr": rate, "seconds": seconds}
+        if self.optimizer.scaler.is_enabled():
+            values["loss_scale"] = self.optimizer.scaler.get_scale()
+        self.run.log(step=step, **{k: v if math.isfinite(v) else None for k, v in values.items()})
+        for name, value in values.items():
+            self.writer.add_scalar(f"train/{name}", value, step)
+
+    def _save(self, step: int) -> None:
+        """Checkpoint, newest weights, held-out loss, report."""
+        if self.accelerator.is_main_process:
+            weights, metadata = self.optimizer.weights(), self.training.metadata(step)
+            with write_folder(self.run.checkpoint(step)) as folder:
+                torch.save(self.optimizer.state_dict(), folder / _STATE_FILE)
+                save_temporal(folder / self.run.weights.name, weights, metadata)
+            save_temporal(self.run.weights, weights, metadata)
+            self.run.drop_old_checkpoints(self.config.keep_checkpoints)
+            with self._averaged_weights():
+                self.held_out = self.training.evaluate()
+            for loss in self.held_out:
+                self.run.log(step=step, held_out=loss.as_dict())
+                self.writer.add_scalars(f"held_out/{loss.noise}", {"on": loss.on, "off": loss.off}, step)
+            write_report(self.run, self.config)
+        self.accelerator.wait_for_everyone()
+
+    def _sample(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            with self._averaged_weights():
+                self.training.write_sample(self.run.sample(step))
+            write_report(self.run, self.config)
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        self.optimizer.use_average(True)
+        try:
+            yield
+        finally:
+            self.optimizer.use_average(False)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C (or a request to terminate) sets; the second one interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        console.print("stopping after this step; once more to stop at once, without saving")
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _memory(device: torch.device) -> str:
+    """Peak memory of the device, or of the process, in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{peak * (1 if sys.platform == 'darwin' else 1024) / 2**30:.1f} GiB"

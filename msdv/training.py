@@ -1,0 +1,253 @@
+"""What a training works with: the model with its temporal layers, the cached data, noise, evaluation and samples.
+
+`train.py` has the loop and the run folder.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msdv.config import TrainConfig
+from msdv.console import console, progress
+from msdv.data.batches import Batch, ClipBatches, generator_for, hold_out
+from msdv.data.cache import FOLDER, LatentCache, TextCache, mirror_caption
+from msdv.data.clips import Clip, find_clips
+from msdv.data.video import write_video
+from msdv.model.base import choose_base, load_base
+from msdv.model.devices import choose_device, choose_precision
+from msdv.model.diffusion import SCHEDULE_KEYS, TrainingSchedule, blank_condition, denoise, make_scheduler
+from msdv.model.evaluation import HeldOutLoss, held_out_loss
+from msdv.model.inflate import VideoUNet
+from msdv.model.noise import AT_REST, estimate_row_velocity, independent_noise, mixed_noise, motion_of, velocity_for
+from msdv.model.temporal import build_video_unet, module_hash
+from msdv.run import weights_in
+from msdv.weights import Motion, TemporalMetadata
+
+SAMPLES = 3
+"""Prompts in a sample gif, where none are given."""
+FLOW_SHARE = (0.3, 0.95)
+"""Least and greatest share of a flowing noise's variance that flows, in training."""
+SAMPLING_SHARE = 0.9
+"""The same in sampling."""
+EVALUATION_LEVELS = 4
+"""Noise levels a held-out clip."""
+EVALUATION_CLIPS = 16
+"""Held-out clips looked at while training."""
+
+
+class Training:
+    """Everything but the optimizer. Several processes may each have one; the cache is shared."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        barrier: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Load the image model, fill the cache, put temporal layers in.
+
+        Raises UsageError and MsdvError as the parts do, with the next step to take.
+        """
+        self.config = config
+        self.device = choose_device(config.device)
+        precision = choose_precision(config.fp16, config.bf16, self.device)
+        name, note = choose_base(config.base, self.device)
+        clips, left_out = find_clips(config.data, config.frames)
+        for line in [precision.note, note]:
+            if line:
+                console.print(line)
+        for line in left_out[:5]:
+            console.print(f"[yellow]left out[/yellow] {line}", markup=True)
+        if len(left_out) > 5:
+            console.print(f"left out {len(left_out) - 5} more, too short for --frames {config.frames}")
+        self.base = load_base(name, device=self.device, dtype=precision.dtype)
+        for line in self.base.notes:
+            console.print(line)
+        self.size = config.size or self.base.sample_size
+        self.fps = float(np.median([clip.fps for clip in clips]))
+        self.training_clips, self.held_out_clips = self._split(clips)
+        self._latents, self._text = self._fill_cache(clips, rank, processes)
+        barrier()
+        self.model, start = self._build_model()
+        self.noise = config.noise or (start.noise if start else "independent")
+        self.schedule = TrainingSchedule(self.base.scheduler_config)
+        self.batches = self._batches(self.training_clips)
+        self.held_out = self._batches(self.held_out_clips) if self.held_out_clips else None
+        self._blank = self._blank_condition()
+        self.motion = self._measure_motion()
+        self._sample_prompts = list(config.sample_prompt) or self._prompts_from_clips()
+        self._sample_text = self.base.encode_prompts([*self._sample_prompts, ""]) if config.sample_every and not config.evaluate else None
+        self.base.unload("text_encoder")
+        self.base.vae.to("cpu")
+
+    def _split(self, clips: list[Clip]) -> tuple[list[Clip], list[Clip]]:
+        return ([], clips) if self.config.evaluate else hold_out(clips, self.config.holdout)
+
+    def _batches(self, clips: list[Clip]) -> ClipBatches:
+        config = self.config
+        return ClipBatches(
+            clips,
+            self._latents,
+            self._text,
+            frames=config.frames,
+            batch_size=config.batch_size,
+            caption_dropout=config.caption_dropout,
+            seed=config.seed,
+        )
+
+    def _fill_cache(self, clips: list[Clip], rank: int, processes: int) -> tuple[LatentCache, TextCache]:
+        folder = self.config.data / FOLDER
+        latents = LatentCache(folder, self.size, module_hash(self.base.vae), self.config.flip)
+        missing = [clip for clip in clips[rank::processes] if not latents.is_cached(clip)]
+        with progress("clip") as bar:
+            task = bar.add_task("encoding clips", total=len(missing), note="kept for later runs", visible=bool(missing))
+            for clip in missing:
+                latents.encode(clip, self.base.encode_frames, estimate_row_velocity)
+                bar.advance(task)
+        captions = {clip.caption for clip in clips}
+        if self.config.flip:
+            captions |= {mirror_caption(caption) for caption in captions}
+        text = TextCache(folder, module_hash(self.base.text_encoder))
+        text.encode(sorted(captions), self.base.encode_prompts)
+        return latents, text
+
+    def _build_model(self) -> tuple[VideoUNet, TemporalMetadata | None]:
+        config = self.config
+        source: Path | dict[str, Tensor] | None = None
+        if config.init == "auto":
+            source = self.base.temporal
+        elif config.init != "none":
+            source = weights_in(config.init)
+        model, metadata = build_video_unet(
+            self.base,
+            source,
+            group_norm=config.group_norm,
+            channels_last=self.device.type == "cpu",
+            seed=config.seed,
+        )
+        if source is not None:
+            named = f"{self.base.name}'s own" if config.init == "auto" else f"those in {config.init}"
+            console.print(f"temporal layers start as {named}")
+        if config.checkpointing == "full":
+            model.unet.enable_gradient_checkpointing()
+        return model, metadata
+
+    def _blank_condition(self) -> Tensor | None:
+        """For inpainting models: everything is to be painted."""
+        if self.base.in_channels == 4:
+            return None
+        grey = torch.zeros(1, 3, self.size, self.size)
+        return blank_condition(self.base.encode_frames(grey), self.config.frames).to(self.device)
+
+    def condition(self, clips: int) -> Tensor | None:
+        """Mask and image latents (b, 5, f, h, w) for inpainting models, else None."""
+        return None if self._blank is None else self._blank.expand(clips, -1, -1, -1, -1)
+
+    def _measure_motion(self) -> Motion | None:
+        batches = self.batches if len(self.batches) else self.held_out
+        if self.noise == "independent" or batches is None:
+            return None
+        return motion_of(batches.velocities, self.size, SAMPLING_SHARE)
+
+    def draw_noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Training noise like the batch's latents; with --noise flow it flows for a share of the clips, among those in
+        which something moves sideways."""
+        if self.noise == "independent":
+            return independent_noise(batch.latents.shape, generator)
+        b = batch.latents.shape[0]
+        low, high = FLOW_SHARE
+        flows = torch.rand(b, generator=generator) < self.config.noise_share
+        flows &= batch.row_velocity.abs().amax(1) > AT_REST
+        share = torch.where(flows, low + (high - low) * torch.rand(b, generator=generator), 0.0)
+        return mixed_noise(batch.latents.shape, batch.row_velocity, share, generator)
+
+    def evaluate(self, most_clips: int = EVALUATION_CLIPS) -> list[HeldOutLoss]:
+        """The loss on held-out clips with the temporal layers on and off; for each kind of noise trained on."""
+        if self.held_out is None:
+            return []
+        held_out = self.held_out
+        kinds = ["independent", "flow"] if self.noise == "flow" else ["independent"]
+
+        def items(kind: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for index in range(min(len(held_out), most_clips)):
+                batch = held_out.middle(index)
+                generator = generator_for("evaluation", index)
+                share = torch.tensor([SAMPLING_SHARE if kind == "flow" else 0.0])
+                noise = mixed_noise(batch.latents.shape, batch.row_velocity, share, generator)
+                yield batch.latents, batch.text, noise
+
+        return [
+            held_out_loss(
+                self.model,
+                self.schedule,
+                items(kind),
+                levels=EVALUATION_LEVELS,
+                noise_kind=kind,
+                condition=self.condition(1),
+            )
+            for kind in kinds
+        ]
+
+    def _prompts_from_clips(self) -> list[str]:
+        captions = sorted({clip.caption for clip in self.training_clips or self.held_out_clips})
+        return [captions[i * len(captions) // SAMPLES] for i in range(min(SAMPLES, len(captions)))]
+
+    def write_sample(self, path: Path) -> None:
+        """A gif with one clip a prompt, side by side; same seed each time, in a random stream of its own."""
+        assert self._sample_text is not None
+        defaults = self.base.sampling
+        latent = self.size // 8
+        shape = (1, 4, self.config.frames, latent, latent)
+        clips = []
+        for index, prompt in enumerate(self._sample_prompts):
+            generator = generator_for("sample", index)
+            noise = independent_noise(shape, generator)
+            if self.motion:
+                velocity, _ = velocity_for(self.motion, "auto", prompt, latent, latent, generator)
+                noise = mixed_noise(shape, velocity, torch.tensor([self.motion.share]), generator)
+            latents = denoise(
+                self.model,
+                noise.to(self.device),
+                self._sample_text[index : index + 1],
+                self._sample_text[-1:],
+                scheduler=make_scheduler(defaults.scheduler, self.base.scheduler_config),
+                steps=defaults.steps,
+                guidance=defaults.guidance,
+                generator=generator,
+                condition=self.condition(1),
+            )
+            self.base.vae.to(self.device)
+            clips.append(self.base.decode_latents(latents[0].transpose(0, 1)))
+            self.base.vae.to("cpu")
+        frames = np.concatenate(clips, axis=2)
+        write_video(path, list(frames), fps=12, metadata={"prompts": " | ".join(self._sample_prompts)})
+
+    def metadata(self, steps: int) -> TemporalMetadata:
+        """What the weights file says after `steps` steps."""
+        return TemporalMetadata(
+            group_norm=self.model.group_norm,
+            base=self.base.name,
+            unet_hash=self.base.unet_hash,
+            frames=self.config.frames,
+            size=self.size,
+            fps=self.fps,
+            prediction_type=self.schedule.prediction_type,
+            scheduler={k: self.base.scheduler_config[k] for k in SCHEDULE_KEYS if k in self.base.scheduler_config},
+            noise=self.noise,
+            motion=self.motion,
+            steps=steps,
+        )
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """At step 0, 1, ...: rises over the warm-up, then falls like half a cosine or stays."""
+    rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    if config.schedule == "constant":
+        return config.lr * rise
+    return config.lr * rise * 0.5 * (1 + math.cos(math.pi * step / config.steps))

@@ -1,0 +1,134 @@
+"""Temporal weights in and out: one safetensors file with the temporal tensors and what is needed to use them rightly."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from msdv import __version__
+from msdv.config import GroupNormMode, NoiseKind
+from msdv.errors import MsdvError, UsageError
+from msdv.files import write_file
+
+FORMAT = "msdv.temporal"
+VERSION = 1
+FILE_NAME = "temporal.safetensors"
+
+
+class Motion(BaseModel):
+    """How the training clips moved sideways, for noise that moves likewise at sampling (see model/noise.py)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    profile: tuple[float, ...]
+    """Speed of each row of the picture from top to bottom, relative to the fastest: 0 (at rest) to 1."""
+    speed: float
+    """Speed of the fastest row, in picture widths per frame."""
+    share: float
+    """Share of the noise's variance that flows, 0 to 1; the rest is independent in each frame."""
+
+
+class TemporalMetadata(BaseModel):
+    """What a temporal weights file says about itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arch: Literal["pseudo3d"] = "pseudo3d"
+    group_norm: GroupNormMode
+    base: str
+    """Image model, as it was named for training."""
+    unet_hash: str
+    """Of the image model's UNet configuration and weights: see model/base.py."""
+    frames: int
+    """Frames of a training clip."""
+    size: int
+    """Short side of the training pictures, in pixels."""
+    fps: float
+    """Frames per second of the training clips."""
+    prediction_type: str
+    scheduler: dict[str, str | int | float | bool | None]
+    """The noise schedule of training: the betas and what changes them."""
+    noise: NoiseKind
+    motion: Motion | None = None
+    steps: int
+    """Optimizer steps trained."""
+    tool: str = f"msdv {__version__}"
+
+    def to_header(self) -> dict[str, str]:
+        """As safetensors metadata: strings only, JSON where a value is not a string."""
+        header = {"format": FORMAT, "version": str(VERSION)}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            header[name] = value if isinstance(value, str) else _json_of(self, name)
+        return header
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, str]) -> "TemporalMetadata":
+        """The inverse of `to_header`. Keys that a later version may have added are ignored."""
+        values: dict[str, object] = {}
+        for name, field in cls.model_fields.items():
+            if name in header:
+                plain = field.annotation is str or name in ("arch", "group_norm", "noise")
+                values[name] = header[name] if plain else json.loads(header[name])
+        return cls.model_validate(values)
+
+
+def _json_of(metadata: TemporalMetadata, name: str) -> str:
+    return json.dumps(metadata.model_dump(include={name}, mode="json")[name])
+
+
+def save_temporal(path: Path, state: Mapping[str, Tensor], metadata: TemporalMetadata) -> None:
+    """Write temporal weights whole or not at all, in half precision: float16, which is what every tool reads.
+
+    Raises MsdvError if a weight is not finite or too large for half precision.
+    """
+    half = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in state.items()}
+    broken = [k for k, v in half.items() if not torch.isfinite(v).all()]
+    if broken:
+        raise MsdvError(f"{path} was not written: {broken[0]} is not finite: train with a lower --lr or with --bf16")
+    with write_file(path) as temporary:
+        save_file(half, temporary, metadata=metadata.to_header())
+
+
+def read_metadata(path: Path) -> TemporalMetadata:
+    """The metadata of a temporal weights file.
+
+    Raises UsageError if there is no such file, MsdvError if it is something else.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist: give a temporal .safetensors or a run folder")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise MsdvError(f"{path} is not a safetensors file ({error}): give a temporal .safetensors") from error
+    if header.get("format") != FORMAT:
+        raise MsdvError(
+            f"{path} holds no temporal weights of msdv (format: {header.get('format', 'not given')}): "
+            "give a file that `msdv train` or `msdv export` wrote"
+        )
+    if header.get("version", "").isdigit() and int(header["version"]) > VERSION:
+        raise MsdvError(f"{path} was written by a newer msdv ({header.get('tool', 'unknown')}): update msdv")
+    try:
+        return TemporalMetadata.from_header(header)
+    except (ValidationError, ValueError) as error:
+        fault = str(error).splitlines()[0]
+        raise MsdvError(f"{path} has metadata that can't be read ({fault}): export the run again") from error
+
+
+def load_temporal(path: Path) -> tuple[dict[str, Tensor], TemporalMetadata]:
+    """Temporal weights (float16, on the CPU) and their metadata. Errors as in `read_metadata`."""
+    metadata = read_metadata(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise MsdvError(f"{path} is damaged ({error}): export the run again") from error
