@@ -20,7 +20,8 @@ from msdv import __version__
 from msdv.config import CONFIGS, CommandConfig, ExportConfig, PrepConfig, SampleConfig, TrainConfig
 from msdv.errors import MsdvError, UsageError
 from msdv.help import CommandHelp, TopHelp
-from msdv.options import accept, fill_bare_options, resolve, settings, suggest
+from msdv.options import accept, fill_bare_options, resolve, settings
+from msdv.recipe import suggest
 
 EXAMPLE = """\
 msdv prep videos/ frames/

@@ -1,1 +1,1 @@
-"""Tests: unit/ mirrors the package, golden/ holds vectors to reproduce, recipes/ the recipes, gpu/ what needs a device."""
+"""Tests: unit/ mirrors the package, golden/ holds vectors, recipes/ the recipes, gpu/ what needs a device."""

@@ -1,5 +1,5 @@
-"""Tiny Stable Diffusions with random weights, in every form that a base model comes in: objects, a diffusers folder with
-.safetensors or .bin weights, and one file in the layout of the original latent-diffusion code."""
+"""Tiny Stable Diffusions with random weights, in every form that a base model comes in: objects, a diffusers folder
+with .safetensors or .bin weights, and one file in the layout of the original latent-diffusion code."""
 
 import json
 from dataclasses import dataclass
@@ -86,8 +86,8 @@ def tiny_vae(*, seed: int = 1) -> AutoencoderKL:
 
 
 def tiny_text_encoder(*, sd2: bool = False, clip_vocabulary: bool = False, seed: int = 2) -> CLIPTextModel:
-    """A text encoder of width 32. `clip_vocabulary` has CLIP's 49,408 tokens instead of 520 (a single file needs it, since
-    it brings no tokenizer); `sd2` has GELU, as Stable Diffusion 2 does."""
+    """A text encoder of width 32. `clip_vocabulary` has CLIP's 49,408 tokens instead of 520 (a single file needs it,
+    since it brings no tokenizer); `sd2` has GELU, as Stable Diffusion 2 does."""
     size = 49408 if clip_vocabulary else 520
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -160,7 +160,7 @@ def tiny_tokenizer(folder: Path, *, clip_vocabulary: bool = False) -> CLIPTokeni
 def save_folder(
     folder: Path, pipeline: TinyPipeline | None = None, *, weights: str = "safetensors", variant: str | None = None
 ) -> Path:
-    """Write a diffusers folder; `weights` is `safetensors` or `bin`, `variant` the `fp16` in the files' names. Returns it."""
+    """Write a diffusers folder, and return it; `weights` is `safetensors` or `bin`, `variant` the `fp16` in names."""
     pipeline = pipeline or tiny_pipeline()
     dot_variant = f".{variant}" if variant else ""
     names = {

@@ -53,7 +53,8 @@ def read_timeline(path: Path) -> Timeline:
         raise MsdvError(_reason(error)) from error
 
 
-class Picture(NamedTuple):
+@dataclass(frozen=True)
+class Picture:
     """A frame that was asked for."""
 
     index: int  # into Timeline.times
@@ -137,13 +138,13 @@ def _timeline(path: Path, container: Any, stream: Any) -> Timeline:
         raise MsdvError("none of its frames can be decoded")
     start = times[0] if start is None else start
     if not last:
-        gaps: list[Fraction] = sorted(later - earlier for earlier, later in pairwise(times))
-        last = gaps[len(gaps) // 2] if gaps else 1 / rate
+        gaps: list[Fraction] = [later - earlier for earlier, later in pairwise(times)]
+        last = sorted(gaps)[len(gaps) // 2] if gaps else 1 / rate
     end = times[-1] + last - start
     duration = Fraction(container.duration, av.time_base) if container.duration and container.duration > 0 else None
     if duration and not note and any(name in container.format.name for name in _DECLARING):
         reached = max(end, sound_end - start)
-        if reached < duration - max(1, duration / 20):
+        if reached < duration - max(Fraction(1), duration / 20):
             note = f"it breaks off at {float(reached):.1f} s of {float(duration):.1f} s"
     return Timeline(
         times=tuple(time - start for time in times),

@@ -88,12 +88,13 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self._file = (folder / _LOCK).open("a+b")
 
-    def alone(self) -> bool:
-        """Whether no other process works here; from now on this one does."""
+    @contextmanager
+    def starting(self) -> Iterator[bool]:
+        """Whether no other process works here; none starts to before the block ends. This one does from then on."""
         alone = self._lock(0, shared=False, wait=False)
-        if sys.platform != "win32":
+        yield alone
+        if sys.platform != "win32":  # where the lock can't be shared, the first process keeps it for itself
             self._lock(0, shared=True, wait=True)
-        return alone
 
     @contextmanager
     def writing(self) -> Iterator[None]:

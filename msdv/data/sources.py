@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 # Files that people and systems keep beside videos. Everything else is tried: names of videos end in many ways.
-_PICTURES = frozenset(".jpg .jpeg .png .webp .bmp .tif .tiff .heic .heif .avif .ico .svg .thm .psd".split())
-_COMPANIONS = _PICTURES | frozenset(
-    ".txt .md .json .jsonl .csv .tsv .xml .yaml .yml .toml .ini .cfg .nfo .log .html .htm .url .lnk .desktop .db .sqlite"
-    " .srt .vtt .ass .ssa .sub .idx .lrc .pdf .doc .docx .py .sh .bat .ps1 .zip .rar .7z .gz .torrent .m3u .m3u8 .lrv"
-    " .npy .npz .pt .safetensors .parquet .edl .prproj .xmp .sha256 .md5".split()
-)
+_PICTURE_SUFFIXES = ".jpg .jpeg .png .webp .bmp .tif .tiff .heic .heif .avif .ico .svg .thm .psd"
+_OTHER_SUFFIXES = """
+    .txt .md .json .jsonl .csv .tsv .xml .yaml .yml .toml .ini .cfg .nfo .log .html .htm .url .lnk .desktop .db
+    .sqlite .srt .vtt .ass .ssa .sub .idx .lrc .pdf .doc .docx .py .sh .bat .ps1 .zip .rar .7z .gz .torrent .m3u
+    .m3u8 .lrv .npy .npz .pt .safetensors .parquet .edl .prproj .xmp .sha256 .md5
+"""
+_PICTURES = frozenset(_PICTURE_SUFFIXES.split())
+_COMPANIONS = _PICTURES.union(_OTHER_SUFFIXES.split())
 _LONGEST_NAME = 240  # bytes; file systems take 255
 
 
@@ -79,9 +81,9 @@ def _look_at(path: Path, relative: Path) -> Source:
     try:
         status = path.stat()
     except OSError as error:
-        problem = "a link to nothing" if path.is_symlink() else str(error.strerror or error).lower()
-        return Source(path, relative, None, None, problem)
-    problem = None
+        reason = "a link to nothing" if path.is_symlink() else str(error.strerror or error).lower()
+        return Source(path, relative, None, None, reason)
+    problem: str | None = None
     if not stat.S_ISREG(status.st_mode):
         problem = "not a file"  # a pipe or a device: reading it may never end
     elif status.st_size == 0:
@@ -104,9 +106,9 @@ def assign_folders(sources: list[Source], records: Mapping[str, Mapping[str, Any
         folder = by_source.get(source.key)
         if folder is None and (record := records.get(source.path.name)) and _moved(source, record):
             folder = source.path.name
-        if folder is not None and folder not in names.values():
+        if folder is not None:
             names[source.key] = folder
-    taken = {folder.casefold() for folder in records} | {name.casefold() for name in names.values()}
+    taken = {folder.casefold() for folder in records}
     for source in sources:
         if source.key in names:
             continue

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 # A CUDA grid has at most 65,535 blocks in y and z, and kernels put batch x heads there. Temporal attention at 512x512
 # with guidance has 64 * 64 * 2 * 8 = 65,536.
 MAX_BATCH_HEADS = 65_535
+# On a CPU the backward pass of torch's fused attention takes longer than all convolutions of a small model together;
+# up to this many attention scores (docs/measurements.md), holding them is faster and fits.
+MAX_CPU_SCORES = 2**27
 
 
 @functools.cache
@@ -55,7 +58,16 @@ def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         assert flash is not None
         return flash(query, key, value)
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))  # (b, heads, tokens, d)
+    scores = query.shape[:3].numel() * key.shape[2]
+    if query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad and scores <= MAX_CPU_SCORES:
+        return explicit_attention(query, key, value).transpose(1, 2)
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def explicit_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The definition: (b, heads, q, d), (b, heads, n, d) twice -> (b, heads, q, d); holds all b * heads * q * n scores."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    return scores.softmax(-1) @ value
 
 
 class SpatialAttnProcessor:

@@ -1,32 +1,25 @@
 """Base models in: hub, folder, single file, the built-in one, the 2022 layout. The one place for dtype and device."""
 
-import hashlib
-import inspect
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from msdv.config import GroupNormMode
 from msdv.errors import MsdvError, UsageError
 from msdv.model import hub
+from msdv.model.build import build_network, build_text_encoder, check_width, hash_unet, load_tokenizer, quiet
 from msdv.model.devices import Precision, choose_device, choose_precision
 from msdv.model.folder import read_folder
-from msdv.model.parts import Part, Parts, SamplingDefaults
+from msdv.model.parts import Parts, SamplingDefaults
 from msdv.model.single_file import read_single_file
-from msdv.model.tensors import fill_module
 
 __all__ = [
     "Base",
@@ -47,28 +40,15 @@ STABLE_DIFFUSION_15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 PASS_PIXELS = 8 * 256 * 256
 MOST_FRAMES_A_PASS = 8
 
-_ARCHITECTURE_KEYS = (
-    "in_channels",
-    "out_channels",
-    "block_out_channels",
-    "layers_per_block",
-    "down_block_types",
-    "up_block_types",
-    "cross_attention_dim",
-    "norm_num_groups",
-    "use_linear_projection",
-    "act_fn",
-)
-
 
 @dataclass
 class Base:
     """A Stable Diffusion: its networks (None where not asked for or unloaded), and what is known about it.
 
-    `name` is how it was asked for, made canonical: `builtin`, a hub id, or an absolute path. `temporal` are the temporal
-    layers that come with it: a file, or the tensors of a 2022 state dict under their 2022 names, for which `group_norm` is
-    `joint`. `unet_hash` identifies the image UNet whatever the precision (see `hash_unet`). `notes` are lines for the
-    user; they grow while it works.
+    `name` is how it was asked for, made canonical: `builtin`, a hub id, or an absolute path. `temporal` are the
+    temporal layers that come with it: a file, or the tensors of a 2022 state dict under their 2022 names, for which
+    `group_norm` is `joint`. `unet_hash` identifies the image UNet whatever the precision (see `hash_unet`). `notes`
+    are lines for the user; they grow while it works.
     """
 
     name: str
@@ -126,7 +106,7 @@ class Base:
         assert self.text_encoder is not None
         config: Any = self.text_encoder.config
         length = min(self.tokenizer.model_max_length, config.max_position_embeddings)
-        with _quiet():
+        with quiet():
             whole = self.tokenizer(prompt, truncation=False).input_ids
             tokens = self.tokenizer(
                 prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -143,8 +123,8 @@ class Base:
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """Pictures (n, 3, h, w) from -1 to 1 -> latents (n, 4, h/8, w/8) in the model's dtype, on its device: the mode of
-        the posterior, times the scaling factor.
+        """Pictures (n, 3, h, w) from -1 to 1 -> latents (n, 4, h/8, w/8) in the model's dtype, on its device: the mode
+        of the posterior, times the scaling factor.
 
         Raises:
             MsdvError: when they are not finite.
@@ -211,7 +191,7 @@ class Base:
 
     def _widen_vae(self, does: str) -> None:
         assert self.vae is not None
-        with _quiet():
+        with quiet():
             self.vae.float()
         self._note(f"the autoencoder overflows in half precision: it {does} in float32")
 
@@ -221,7 +201,7 @@ def _frames_a_pass(height: int, width: int) -> int:
 
 
 def choose_base(name: str | None, device: torch.device) -> tuple[str, str | None]:
-    """The base model to load, and a line that says why where none was named: Stable Diffusion 1.5 needs a CUDA device."""
+    """The base model to load, and a line that says why where none was named: Stable Diffusion 1.5 wants CUDA."""
     if name is not None:
         return name, None
     if device.type == "cuda":
@@ -263,33 +243,19 @@ def load_base(
         vae_config=found.vae.config,
         notes=list(found.notes),
     )
-    with _quiet():
+    with quiet():
         if "unet" in parts:
-            unet = _build(UNet2DConditionModel, found.unet)
+            unet = build_network(UNet2DConditionModel, found.unet)
             base.unet_hash = hash_unet(unet.config, unet.state_dict())
             base.unet = unet.to(device, dtype)
         if "vae" in parts:
-            base.vae = _build(AutoencoderKL, found.vae).to(device, dtype)
+            base.vae = build_network(AutoencoderKL, found.vae).to(device, dtype)
         if "text_encoder" in parts:
-            base.tokenizer = _load_tokenizer(found.tokenizer)
-            base.text_encoder = _build_text_encoder(found.text_encoder, base.tokenizer).to(device, dtype)
-            _check_width(base, found)
+            base.tokenizer = load_tokenizer(found.tokenizer)
+            base.text_encoder = build_text_encoder(found.text_encoder, base.tokenizer).to(device, dtype)
+            check_width(canonical, found)
     base.temporal = found.temporal() if callable(found.temporal) else found.temporal
     return base
-
-
-def hash_unet(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over what makes an image UNet: the keys of its configuration that shape it, and its weights as float16, by
-    name. So float32 and float16 copies of one model agree, and so do a folder and a single file."""
-    shape = {key: config.get(key) for key in _ARCHITECTURE_KEYS}
-    heads = config.get("num_attention_heads") or config.get("attention_head_dim")
-    blocks = len(config["block_out_channels"])
-    shape["heads"] = list(heads) if isinstance(heads, list | tuple) else [heads] * blocks
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=list).encode())
-    for key in sorted(tensors):
-        digest.update(key.encode())
-        digest.update(tensors[key].detach().to("cpu", torch.float16).contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _find(name: str, *, prefer_half: bool) -> tuple[str, Parts]:
@@ -326,77 +292,3 @@ def _find(name: str, *, prefer_half: bool) -> tuple[str, Parts]:
             f"--base {name}: no such file or folder (a hub id would be owner/name, and `builtin` needs none)"
         )
     return name, read_folder(hub.download(name, prefer_half=prefer_half), prefer_half=prefer_half)
-
-
-def _build(kind: type, part: Part) -> Any:
-    known = inspect.signature(kind.__init__).parameters
-    # What another version of diffusers wrote besides has no meaning for this one.
-    config = {key: value for key, value in part.config.items() if key in known and not key.startswith("_")}
-    with _explain_config(part), init_empty_weights(include_buffers=False):
-        module = kind(**config)
-    fill_module(module, part.read(), part.origin)
-    return module
-
-
-def _build_text_encoder(part: Part, tokenizer: Any) -> nn.Module:
-    # transformers' models take seconds to import: not for those who only need the UNet.
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with _explain_config(part), init_empty_weights(include_buffers=False):
-        module = CLIPTextModel(CLIPTextConfig.from_dict(part.config))
-    prefix = "text_model." if any(key.startswith("text_model.") for key in module.state_dict()) else ""
-    tensors = {
-        prefix + key.removeprefix("text_model."): tensor
-        for key, tensor in part.read().items()
-        if not key.endswith("position_ids") and key != "text_projection.weight"
-    }
-    fill_module(module, tensors, part.origin)
-    if len(tokenizer) > module.config.vocab_size:
-        raise MsdvError(
-            f"{part.origin}: knows {module.config.vocab_size} tokens, its tokenizer {len(tokenizer)}: they are of two models"
-        )
-    return module
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import CLIPTokenizer
-
-    try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        # The reader of tokenizer files raises whatever its parsers do, down to bare Exception.
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise MsdvError(f"{folder} is damaged ({reason}): download or copy it again") from error
-
-
-def _check_width(base: Base, found: Parts) -> None:
-    width = found.text_encoder.config.get("hidden_size", 512)
-    wanted = found.unet.config.get("cross_attention_dim", 1280)
-    if width != wanted:
-        raise MsdvError(
-            f"{base.name}: the text encoder gives embeddings {width} wide, the UNet takes {wanted}: they are of two models"
-        )
-
-
-@contextmanager
-def _explain_config(part: Part) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        # Whatever a wrong value makes a constructor do, the cause is the configuration.
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise MsdvError(f"{part.origin}: its configuration can't be built ({reason}): take another copy") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' advice about configurations and token counts off the user's screen: what matters is checked."""
-    libraries = (diffusers_logging, transformers_logging)
-    before = [library.get_verbosity() for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, verbosity in zip(libraries, before, strict=True):
-            library.set_verbosity(verbosity)

@@ -11,7 +11,7 @@ from msdv.errors import UsageError
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtype that frozen weights are stored and computed in, and a line for the user where it isn't what was asked."""
+    """The dtype that frozen weights are stored and computed in, and a line where it isn't what was asked for."""
 
     dtype: torch.dtype
     note: str | None = None

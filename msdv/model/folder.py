@@ -34,8 +34,8 @@ _OTHER_PIPELINES = {
 def read_folder(folder: Path, *, prefer_half: bool = False) -> Parts:
     """Find the parts of a folder in diffusers layout; weights are read later, when asked for.
 
-    `prefer_half` takes `*.fp16.safetensors` where there is a choice. A `temporal.safetensors` at the top is the temporal
-    layers that come with the image model, a `sampling.json` how it is best sampled.
+    `prefer_half` takes `*.fp16.safetensors` where there is a choice. A `temporal.safetensors` at the top is the
+    temporal layers that come with the image model, a `sampling.json` how it is best sampled.
 
     Raises:
         MsdvError: naming the file that is missing or damaged, or the kind of model that it is instead.

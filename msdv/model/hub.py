@@ -7,8 +7,8 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import (
     GatedRepoError,
-    HFValidationError,
     HfHubHTTPError,
+    HFValidationError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
@@ -28,8 +28,8 @@ def download(model_id: str, *, prefer_half: bool = False) -> Path:
     Without network, what an earlier run downloaded is taken.
 
     Raises:
-        MsdvError: when there is no such model, it is gated or private, the disk is full, or there is neither network nor an
-            earlier download.
+        MsdvError: when there is no such model, it is gated or private, the disk is full, or there is neither network
+            nor an earlier download.
     """
     try:
         info = huggingface_hub.HfApi().model_info(model_id, timeout=TIMEOUT_SECONDS)
@@ -51,7 +51,7 @@ def download(model_id: str, *, prefer_half: bool = False) -> Path:
 
 
 def needed_files(names: list[str], *, prefer_half: bool) -> list[str]:
-    """Of all files in a repository, those of a Stable Diffusion: configurations, tokenizer, one file of weights a part."""
+    """Of all files in a repository, those of a Stable Diffusion: configurations, tokenizer, one weights file a part."""
     if "model_index.json" not in names:
         return []
     files = [name for name in names if name in _TOP_FILES]
@@ -91,7 +91,8 @@ def _explain(model_id: str, error: Exception) -> MsdvError:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if isinstance(error, GatedRepoError):
         return MsdvError(
-            f"{model_id} is gated: accept its licence at https://huggingface.co/{model_id}, then `hf auth login`; {_LOCAL}"
+            f"{model_id} is gated: accept its licence at https://huggingface.co/{model_id}, then `hf auth login`; "
+            f"{_LOCAL}"
         )
     if isinstance(error, RepositoryNotFoundError):
         return MsdvError(

@@ -1,4 +1,4 @@
-"""The tensor names of the original latent-diffusion code -> diffusers' names, and the configuration that the shapes imply.
+"""Tensor names of the original latent-diffusion code -> diffusers' names, and the configuration that shapes imply.
 
 Nothing is looked up by model: depth, widths and the kind of attention are read off the tensors, so that a file of any
 size loads. What tensors can't tell (heads, normalisation groups) follows the original's constants.
@@ -59,8 +59,8 @@ def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:
 def read_unet(shapes: Shapes, *, heads: int | None = None, head_channels: int | None = None) -> Layout:
     """The UNet from its tensors' shapes (names without `model.diffusion_model.`).
 
-    `heads` or `head_channels` overrule what is assumed: 8 heads with 1x1 convolutions around the attention (1.x), heads of
-    64 channels with linear layers there (2.x).
+    `heads` or `head_channels` overrule what is assumed: 8 heads with 1x1 convolutions around the attention (1.x), heads
+    of 64 channels with linear layers there (2.x).
 
     Raises:
         MsdvError: when a tensor is missing or the layout is another one.

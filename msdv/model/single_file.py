@@ -1,4 +1,4 @@
-"""Base models from one .safetensors or .ckpt file in the layout of the original latent-diffusion code, without network."""
+"""Base models from one .safetensors or .ckpt file in the layout of the original latent-diffusion code, offline."""
 
 import re
 from pathlib import Path
@@ -30,8 +30,8 @@ _SCHEDULER = {
 def read_single_file(path: Path) -> Parts:
     """Find the parts of a single-file Stable Diffusion; weights are read later, when asked for.
 
-    A .yaml of the same name beside the file is believed about prediction type, size and attention heads; else the file's
-    own metadata; else, for 2.x, the file's name.
+    A .yaml of the same name beside the file is believed about prediction type, size and attention heads; else the
+    file's own metadata; else, for 2.x, the file's name.
 
     Raises:
         UsageError: when there is no such file.
@@ -55,8 +55,8 @@ def read_single_file(path: Path) -> Parts:
     check_unet(unet.config, str(path))
     if text.config["vocab_size"] != VOCABULARY_SIZE:
         raise MsdvError(
-            f"{path}: its text encoder knows {text.config['vocab_size']} tokens, CLIP's tokenizer {VOCABULARY_SIZE}, and a "
-            "single file brings none of its own: use the model as a diffusers folder"
+            f"{path}: its text encoder knows {text.config['vocab_size']} tokens, CLIP's tokenizer {VOCABULARY_SIZE}, "
+            "and a single file brings none of its own: use the model as a diffusers folder"
         )
     notes = []
     assumed = unet.assumed + vae.assumed

@@ -1,7 +1,10 @@
 """Named tensors from files, and into modules: nothing is run that a file holds, nothing is dropped in silence."""
 
+import errno
 import json
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -60,8 +63,8 @@ class _explain:  # noqa: N801 - reads as a verb where it is used
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, SafetensorError | EOFError | zipfile.BadZipFile):
-            reason = str(error).splitlines()[0] if str(error) else "it ends early"
+        if isinstance(error, SafetensorError):
+            reason = str(error).splitlines()[0]
             raise MsdvError(f"{self.path} is incomplete or damaged ({reason}): download or copy it again") from error
         if isinstance(error, OSError):
             raise MsdvError(f"{self.path} can't be read: {error.strerror or error}") from error
@@ -77,19 +80,24 @@ def _refuse_pointer(path: Path) -> None:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        with _explain(path):
+    with warnings.catch_warnings():
+        # About the pickle's protocol: what can't be read is an error anyway.
+        warnings.simplefilter("ignore")
+        try:
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() and "invalid load key" not in str(error):
+        except Exception as error:
+            # On bytes that are no pickle, the unpickler fails wherever they lead it.
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise MsdvError(f"{path} can't be read: {error.strerror}") from error
+            reason = str(error).rpartition("WeightsUnpickler error:")[2]
+            if isinstance(error, pickle.UnpicklingError) and re.search(r"(?i)\b(global|class)\b", reason):
+                raise MsdvError(
+                    f"{path} holds Python objects besides weights, and loading them would run code: take a .safetensors "
+                    "of this model, or convert it to one"
+                ) from error
             raise MsdvError(
-                f"{path} holds Python objects besides weights, and loading them would run code: take a .safetensors of "
-                "this model, or convert it to one"
+                f"{path} is no PyTorch weights file, or incomplete or damaged: download or copy it again"
             ) from error
-        raise MsdvError(f"{path} is no PyTorch weights file, or damaged: download or copy it again") from error
-    except (RuntimeError, ValueError, KeyError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MsdvError(f"{path} is incomplete or damaged ({reason}): download or copy it again") from error
     if isinstance(data, dict) and isinstance(data.get("state_dict"), dict):
         data = data["state_dict"]
     if not isinstance(data, dict):
@@ -131,8 +139,8 @@ def fill_module(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | 
     for key, tensor in tensors.items():
         if tensor.shape != wanted[key].shape:
             raise MsdvError(
-                f"{origin}: {key} is {_shape(tensor.shape)}, its configuration wants {_shape(wanted[key].shape)}: weights "
-                "and configuration are of two models"
+                f"{origin}: {key} is {_shape(tensor.shape)}, its configuration wants {_shape(wanted[key].shape)}: "
+                "weights and configuration are of two models"
             )
         if not tensor.is_floating_point():
             raise MsdvError(f"{origin}: {key} is {tensor.dtype}: quantized weights don't work here, take an fp16 file")

@@ -42,6 +42,7 @@ def start_processes(seed: int) -> PartialState:
     state = PartialState(cpu=True)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    print(f"process {state.process_index + 1} of {state.num_processes}", flush=True)
     torch.manual_seed(seed + 1000 * state.process_index)
     return state
 

@@ -1,4 +1,4 @@
-"""Clips whose frames say which they are: the number of a frame is painted into it, large enough to survive any codec."""
+"""Clips whose frames say which they are: its number is painted into each frame, in blocks that survive any codec."""
 
 import io
 import struct
@@ -86,7 +86,9 @@ def write_clip(
             context.colorspace = colorspace
         if full_range:
             context.color_range = 2
-        tone: Any = container.add_stream("aac" if container.format.name != "webm" else "libopus", rate=48000) if sound else None
+        tone: Any = (
+            container.add_stream("aac" if container.format.name != "webm" else "libopus", rate=48000) if sound else None
+        )
         for number, time in enumerate(times):
             array = picture(number) if picture else numbered(number, width, height)
             frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(

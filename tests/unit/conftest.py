@@ -1,0 +1,37 @@
+"""A tiny image model and a tiny frames folder, made once for all tests that need them."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+SIZE = 32
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder with a tiny Stable Diffusion of random weights."""
+    from tests.tiny import save_folder
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_folder(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sky_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A frames folder of six short sky clips, as prep writes it. Not to be changed: copy it first."""
+    from msdv.data.synthetic import caption, render, sample_sky
+
+    data, rng, rows = tmp_path_factory.mktemp("data") / "frames", random.Random(0), []
+    for number in range(6):
+        sky = sample_sky(rng)
+        folder = data / f"clip {number}.mp4"
+        folder.mkdir(parents=True)
+        for index, frame in enumerate(render(sky, 12, size=SIZE), start=1):
+            Image.fromarray(frame).save(folder / f"{index:06d}.jpg", quality=95)
+        rows.append({"clip": folder.name, "caption": caption(sky, rng), "fps": 5.0})
+    (data / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return data
