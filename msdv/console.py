@@ -17,7 +17,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
-console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0", highlight=False)
+# No markup: names of files may hold square brackets.
+console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0", highlight=False, markup=False)
+
+
+def say(line: str | None) -> None:
+    """Print a line for the user, unbroken, as it is; nothing for None."""
+    if line is not None:
+        console.print(line, soft_wrap=True)
 
 
 class RateColumn(ProgressColumn):
@@ -49,6 +56,7 @@ def progress(unit: str, **fields: Any) -> Progress:
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
         console=console,
+        disable=not console.is_terminal,  # in a file a bar is noise; what matters is said in lines
         transient=True,
         speed_estimate_period=60,
         **fields,

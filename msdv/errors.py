@@ -8,6 +8,6 @@ class MsdvError(Exception):
 
 
 class UsageError(MsdvError):
-    """A command was given something it can't mean: a path that does not exist, a value out of range, an unknown suffix."""
+    """A command was given what it can't use: a path that does not exist, a value out of range, an unknown suffix."""
 
     exit_code = 2

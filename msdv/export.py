@@ -9,13 +9,14 @@ from typing import Any
 
 import diffusers
 import torch
+from safetensors.torch import save_file
 
 from msdv.config import ExportConfig
 from msdv.errors import UsageError
-from msdv.files import refuse_overwrite, write_file, write_folder
+from msdv.files import refuse_overwrite, write_folder
 from msdv.model.base import Base, load_base
 from msdv.model.temporal import check_match
-from msdv.recipe import to_toml
+from msdv.recipe import write_beside
 from msdv.run import trained_base, weights_in
 from msdv.weights import FILE_NAME, load_temporal, read_metadata, save_temporal
 
@@ -46,15 +47,14 @@ def export(config: ExportConfig) -> ExportReport:
     if to == "msdv":
         state, metadata = load_temporal(weights)
         save_temporal(config.out, state, metadata)
-        with write_file(config.out.with_suffix(".toml")) as settings:
-            settings.write_text(to_toml("export", config), encoding="utf-8")
+        write_beside(config.out, "export", config)
         return ExportReport(config.out, "temporal layers")
     metadata = read_metadata(weights)
     base = load_base(config.base or trained_base(weights), device=torch.device("cpu"), dtype=torch.float32)
     check_match(base, metadata, weights)
     with write_folder(config.out) as folder:
         _write_pipeline(folder, base, weights)
-        (folder / "export.toml").write_text(to_toml("export", config), encoding="utf-8")
+    write_beside(config.out, "export", config)
     return ExportReport(config.out, "pipeline")
 
 
@@ -77,11 +77,15 @@ def _choose_format(config: ExportConfig) -> str:
 def _write_pipeline(folder: Path, base: Base, weights: Path) -> None:
     """The image model in diffusers' layout, which diffusers itself can load too, and the temporal layers beside it."""
     assert base.unet is not None and base.vae is not None and base.text_encoder is not None
-    for name in ("unet", "vae", "text_encoder"):
+    files = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    for name, file in files.items():
         module = getattr(base, name)
         if _fits_half(module):
             module.half()
-        module.save_pretrained(folder / name, safe_serialization=True)
+        config = module.config
+        _write_json(folder / name / "config.json", config.to_dict() if hasattr(config, "to_dict") else dict(config))
+        tensors = {k: v.contiguous() for k, v in module.state_dict().items()}
+        save_file(tensors, folder / name / f"{file}.safetensors", metadata={"format": "pt"})
     base.tokenizer.save_pretrained(folder / "tokenizer")
     _write_json(folder / "scheduler" / "scheduler_config.json", base.scheduler_config)
     inpainting = base.in_channels == 9

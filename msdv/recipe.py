@@ -9,6 +9,7 @@ from typing import Any
 
 from msdv.config import CONFIGS, CommandConfig
 from msdv.errors import UsageError
+from msdv.files import write_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,6 +24,12 @@ def to_toml(command: str, config: CommandConfig) -> str:
     """
     lines = [f"{key} = {_toml(value)}" for key, value in config.model_dump(mode="json").items() if value is not None]
     return "\n".join([f"[{command}]", *lines, ""])
+
+
+def write_beside(out: Path, command: str, config: CommandConfig) -> None:
+    """Write the settings that made `out` beside it: out.gif.toml for out.gif."""
+    with write_file(out.with_name(out.name + ".toml")) as temporary:
+        temporary.write_text(to_toml(command, config), encoding="utf-8")
 
 
 def _toml(value: Any) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from msdv import __version__
 from msdv.config import SampleConfig
-from msdv.console import console, progress
+from msdv.console import progress, say
 from msdv.data.video import output_format, write_video
 from msdv.errors import MsdvError, UsageError
 from msdv.files import refuse_overwrite
@@ -20,6 +20,7 @@ from msdv.model.devices import choose_device, choose_precision
 from msdv.model.diffusion import blank_condition, denoise, make_scheduler
 from msdv.model.noise import independent_noise, mixed_noise, velocity_for
 from msdv.model.temporal import build_video_unet
+from msdv.recipe import write_beside
 from msdv.run import newest_run_with_weights, trained_base, weights_in
 from msdv.weights import TemporalMetadata
 
@@ -51,8 +52,7 @@ def sample(config: SampleConfig) -> SampleReport:
     name, note = choose_base(config.base or (trained_base(source) if source else None), device)
     base = load_base(name, device=device, dtype=precision.dtype)
     for line in (precision.note, note, *base.notes):
-        if line:
-            console.print(line)
+        say(line)
     weights = source or base.temporal
     if weights is None:
         raise UsageError(
@@ -111,6 +111,7 @@ def sample(config: SampleConfig) -> SampleReport:
     }
     frames = base.decode_latents(result[0].transpose(0, 1))
     write_video(config.out, frames, fps=config.fps, metadata=settings)
+    write_beside(config.out, "sample", resolved)
     return SampleReport(config.out, config.frames, time.perf_counter() - started)
 
 
@@ -121,7 +122,7 @@ def _choose_weights(config: SampleConfig) -> Path | None:
     run = newest_run_with_weights()
     if run is None:
         return None
-    console.print(f"temporal layers of {run.folder}, the newest run")
+    say(f"temporal layers of {run.folder}, the newest run")
     return run.weights
 
 

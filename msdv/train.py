@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch.nn.functional import mse_loss
 
 from msdv.config import TrainConfig
-from msdv.console import console, progress
+from msdv.console import progress, say
 from msdv.data.batches import generator_for
 from msdv.errors import MsdvError, UsageError
 from msdv.files import refuse_overwrite, write_file, write_folder
@@ -124,10 +124,12 @@ def _open_run(config: TrainConfig) -> tuple[Run, TrainConfig]:
     run = run_to_resume(config.resume)
     settings = read_section(run.config, "train")
     given = config.model_dump(include=config.model_fields_set, mode="json")
+    defaults = TrainConfig.model_fields
     for name in _FIXED:
-        if name in given and given[name] != settings.get(name, TrainConfig.model_fields[name].default):
+        before = settings.get(name, defaults[name].default)
+        if name in given and given[name] != before:
             raise UsageError(
-                f"--{name.replace('_', '-')} {given[name]}: {run.folder} was started with {settings.get(name, 'none')}: "
+                f"--{name.replace('_', '-')} {given[name]}: {run.folder} was started with {before}: "
                 "leave the option out, or start a new run"
             )
     settings.update(given)
@@ -155,7 +157,7 @@ def _resume(run: Run, optimizer: MasterOptimizer) -> int:
         raise MsdvError(
             f"{folder} can't be loaded ({fault}): delete it to go on from the checkpoint before it"
         ) from error
-    console.print(f"going on with {run.folder} from step {step}")
+    say(f"going on with {run.folder} from step {step}")
     return step
 
 
@@ -197,7 +199,7 @@ class _Loop:
                 self._log(done, loss, norm, seconds)
                 bar.update(task, completed=done, note=f"loss {sum(recent) / len(recent):.4f}  {_memory(self.device)}")
                 if done == config.steps or done % config.checkpoint_every == 0 or stopping:
-                    self._save(done)
+                    self._save(done, sum(recent) / len(recent))
                 if config.sample_every and (done % config.sample_every == 0 or done == config.steps) and not stopping:
                     self._sample(done)
                 if stopping:
@@ -222,9 +224,7 @@ class _Loop:
             b = batch.latents.shape[0]
             noise = training.draw_noise(batch, generator)
             timesteps = training.schedule.draw_timesteps(b, config.timestep_shift, generator)
-            latents, noise, timesteps, text = (
-                t.to(self.device) for t in (batch.latents, noise, timesteps, batch.text)
-            )
+            latents, noise, timesteps, text = (t.to(self.device) for t in (batch.latents, noise, timesteps, batch.text))
             noisy = training.schedule.add_noise(latents, noise, timesteps)
             target = training.schedule.target(latents, noise, timesteps)
             loss = mse_loss(predict(training.model, noisy, timesteps, text, training.condition(b)), target)
@@ -269,8 +269,8 @@ class _Loop:
         for name, value in values.items():
             self.writer.add_scalar(f"train/{name}", value, step)
 
-    def _save(self, step: int) -> None:
-        """Checkpoint, newest weights, held-out loss, report."""
+    def _save(self, step: int, loss: float) -> None:
+        """Checkpoint, newest weights, held-out loss, report; `loss` is the recent mean."""
         if self.accelerator.is_main_process:
             weights, metadata = self.optimizer.weights(), self.training.metadata(step)
             with write_folder(self.run.checkpoint(step)) as folder:
@@ -280,9 +280,10 @@ class _Loop:
             self.run.drop_old_checkpoints(self.config.keep_checkpoints)
             with self._averaged_weights():
                 self.held_out = self.training.evaluate()
-            for loss in self.held_out:
-                self.run.log(step=step, held_out=loss.as_dict())
-                self.writer.add_scalars(f"held_out/{loss.noise}", {"on": loss.on, "off": loss.off}, step)
+            say("; ".join([f"step {step}: loss {loss:.4f}", *map(str, self.held_out)]))
+            for held in self.held_out:
+                self.run.log(step=step, held_out=held.as_dict())
+                self.writer.add_scalars(f"held_out/{held.noise}", {"on": held.on, "off": held.off}, step)
             write_report(self.run, self.config)
         self.accelerator.wait_for_everyone()
 
@@ -314,7 +315,7 @@ def _stop_on_signal() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        console.print("stopping after this step; once more to stop at once, without saving")
+        say("stopping after this step; once more to stop at once, without saving")
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     before = {number: signal.signal(number, on_signal) for number in numbers}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from msdv.config import TrainConfig
-from msdv.console import console, progress
+from msdv.console import progress, say
 from msdv.data.batches import Batch, ClipBatches, generator_for, hold_out
 from msdv.data.cache import FOLDER, LatentCache, TextCache, mirror_caption
 from msdv.data.clips import Clip, find_clips
@@ -59,16 +59,13 @@ class Training:
         precision = choose_precision(config.fp16, config.bf16, self.device)
         name, note = choose_base(config.base, self.device)
         clips, left_out = find_clips(config.data, config.frames)
-        for line in [precision.note, note]:
-            if line:
-                console.print(line)
-        for line in left_out[:5]:
-            console.print(f"[yellow]left out[/yellow] {line}", markup=True)
+        for line in [precision.note, note, *(f"left out {line}" for line in left_out[:5])]:
+            say(line)
         if len(left_out) > 5:
-            console.print(f"left out {len(left_out) - 5} more, too short for --frames {config.frames}")
+            say(f"left out {len(left_out) - 5} more, too short for --frames {config.frames}")
         self.base = load_base(name, device=self.device, dtype=precision.dtype)
         for line in self.base.notes:
-            console.print(line)
+            say(line)
         self.size = config.size or self.base.sample_size
         self.fps = float(np.median([clip.fps for clip in clips]))
         self.training_clips, self.held_out_clips = self._split(clips)
@@ -82,9 +79,14 @@ class Training:
         self._blank = self._blank_condition()
         self.motion = self._measure_motion()
         self._sample_prompts = list(config.sample_prompt) or self._prompts_from_clips()
-        self._sample_text = self.base.encode_prompts([*self._sample_prompts, ""]) if config.sample_every and not config.evaluate else None
+        self._sample_text = self.base.encode_prompts([*self._sample_prompts, ""])
         self.base.unload("text_encoder")
-        self.base.vae.to("cpu")
+        self._move_vae(torch.device("cpu"))
+
+    def _move_vae(self, device: torch.device) -> None:
+        """Beside the training step the autoencoder has no place in the device's memory."""
+        assert self.base.vae is not None
+        self.base.vae.to(device)
 
     def _split(self, clips: list[Clip]) -> tuple[list[Clip], list[Clip]]:
         return ([], clips) if self.config.evaluate else hold_out(clips, self.config.holdout)
@@ -133,7 +135,7 @@ class Training:
         )
         if source is not None:
             named = f"{self.base.name}'s own" if config.init == "auto" else f"those in {config.init}"
-            console.print(f"temporal layers start as {named}")
+            say(f"temporal layers start as {named}")
         if config.checkpointing == "full":
             model.unet.enable_gradient_checkpointing()
         return model, metadata
@@ -200,7 +202,6 @@ class Training:
 
     def write_sample(self, path: Path) -> None:
         """A gif with one clip a prompt, side by side; same seed each time, in a random stream of its own."""
-        assert self._sample_text is not None
         defaults = self.base.sampling
         latent = self.size // 8
         shape = (1, 4, self.config.frames, latent, latent)
@@ -222,9 +223,9 @@ class Training:
                 generator=generator,
                 condition=self.condition(1),
             )
-            self.base.vae.to(self.device)
+            self._move_vae(self.device)
             clips.append(self.base.decode_latents(latents[0].transpose(0, 1)))
-            self.base.vae.to("cpu")
+            self._move_vae(torch.device("cpu"))
         frames = np.concatenate(clips, axis=2)
         write_video(path, list(frames), fps=12, metadata={"prompts": " | ".join(self._sample_prompts)})
 

@@ -1,4 +1,4 @@
-"""Temporal weights in and out: one safetensors file with the temporal tensors and what is needed to use them rightly."""
+"""Temporal weights in and out: a safetensors file with the temporal tensors and what is needed to use them rightly."""
 
 import json
 from collections.abc import Mapping

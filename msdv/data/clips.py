@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -85,9 +86,9 @@ def _explain_empty(data: Path, min_frames: int, left_out: Sequence[str]) -> None
     raise MsdvError(f"{data} holds no clips: make them with msdv prep videos/ {data}")
 
 
-def _read_manifest(data: Path) -> dict[str, dict[str, object]]:
+def _read_manifest(data: Path) -> dict[str, dict[str, Any]]:
     """Rows of the manifest by clip folder; empty for a folder that the 2022 script made."""
-    rows: dict[str, dict[str, object]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     manifest = data / MANIFEST
     if manifest.is_file():
         for line in manifest.read_text(encoding="utf-8").splitlines():

@@ -19,8 +19,8 @@ def write_contact_sheet(path: Path, folders: Sequence[Path]) -> None:
 
     Frames that can't be read stay empty. Raises nothing for that: the sheet is to look at, not to rely on.
     """
-    shown = [folders[i * len(folders) // _MOST_CLIPS] for i in range(_MOST_CLIPS)]
-    shown = shown if len(folders) > _MOST_CLIPS else list(folders)
+    count = min(len(folders), _MOST_CLIPS)
+    shown = [folders[i * len(folders) // count] for i in range(count)]
     columns = min(_COLUMNS, max(1, len(shown)))
     tile_width, tile_height = 3 * _THUMBNAIL + _MARGIN, _THUMBNAIL + _TEXT + _MARGIN
     rows = -(-len(shown) // columns)

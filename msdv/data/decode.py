@@ -104,7 +104,7 @@ def _video_stream(container: Any) -> Any:
         raise MsdvError("sound only, no video" if container.streams.audio else "no video in it")
     known = [stream for stream in streams if stream.codec_context is not None]
     if not known:
-        raise MsdvError("its video codec is unknown here: convert it to H.264 first")
+        raise MsdvError("its video codec is unknown here, or its header is broken: convert it to H.264 first")
     # More than one: what a player would show.
     stream = max(known, key=lambda s: (bool(s.disposition & av.stream.Disposition.default), s.width * s.height))
     stream.codec_context.thread_count = 1
@@ -144,7 +144,7 @@ def _timeline(path: Path, container: Any, stream: Any) -> Timeline:
     duration = Fraction(container.duration, av.time_base) if container.duration and container.duration > 0 else None
     if duration and not note and any(name in container.format.name for name in _DECLARING):
         reached = max(end, sound_end - start)
-        if reached < duration - max(Fraction(1), duration / 20):
+        if reached < duration - max(Fraction(1, 2), duration / 50):
             note = f"it breaks off at {float(reached):.1f} s of {float(duration):.1f} s"
     return Timeline(
         times=tuple(time - start for time in times),
@@ -169,7 +169,7 @@ class _Packet(NamedTuple):
 def _packets(container: Any, stream: Any) -> tuple[list[_Packet], Fraction, str | None]:
     """The video packets that show something, when the sound ends (seconds), and what went wrong, if anything did."""
     packets: list[_Packet] = []
-    sound_end, note = Fraction(0), None
+    sound_end, note, cut = Fraction(0), None, False
     try:
         for packet in container.demux([stream, *container.streams.audio]):
             if packet.size == 0:
@@ -179,8 +179,11 @@ def _packets(container: Any, stream: Any) -> tuple[list[_Packet], Fraction, str 
                     sound_end = max(sound_end, (packet.pts + (packet.duration or 0)) * packet.time_base)
             elif not packet.is_discard:
                 packets.append(_Packet(packet.pts, packet.dts, packet.duration or 0))
+                cut = packet.is_corrupt
     except (av.FFmpegError, OSError) as error:
         note = f"reading stops early ({_reason(error)})"
+    if cut:  # the file breaks off in its last packet
+        packets.pop()
     return packets, sound_end, note
 
 

@@ -29,8 +29,11 @@ def embed(data: bytes, suffix: str, text: str) -> bytes:
 
 
 def extract(data: bytes, suffix: str) -> str | None:
-    """The comment in a picture file, or None. Raises ValueError or struct.error for data that is not of this kind."""
-    return {".gif": _extract_gif, ".png": _extract_png, ".webp": _extract_webp}[suffix](data)
+    """The comment in a picture file, or None. Raises ValueError for data that is not of this kind."""
+    try:
+        return {".gif": _extract_gif, ".png": _extract_png, ".webp": _extract_webp}[suffix](data)
+    except (struct.error, IndexError, ElementTree.ParseError) as error:
+        raise ValueError(f"it breaks off or is damaged ({error})") from error
 
 
 def _gif_extensions(data: bytes) -> Iterator[tuple[int, int, bytes]]:

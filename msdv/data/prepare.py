@@ -100,6 +100,7 @@ class _Preparation:
     config: PrepConfig
     sources: Sequence[Source]
     lock: FolderLock
+    records: dict[str, Row] = field(default_factory=dict)  # of clips made before, by folder
     rows: dict[str, Row] = field(default_factory=dict)  # of the manifest, by source
     made: int = 0
     skipped: int = 0
@@ -113,7 +114,7 @@ class _Preparation:
         # Whoever is not the first must not be mute about its own files.
         self._console = console if rank == 0 else Console(stderr=True, highlight=False)
         settings = FrameSettings(config.fps, config.size, config.trim_start, config.trim_end, config.select)
-        records = read_records(folder)
+        records = self.records = read_records(folder)
         names = assign_folders(list(self.sources), records, config.videos.resolve().name)
         if not config.overwrite:
             _refuse_other_settings(folder, settings, [records[n] for n in names.values() if n in records])
@@ -123,7 +124,7 @@ class _Preparation:
         # What a killed run finished and could not write down any more.
         update_manifest(folder, self.lock, {row["source"]: row for row in records.values() if "source" in row})
         share = self.sources[rank::processes]
-        todo = [clip for source in share for clip in self._look_at(source, names[source.key], records)]
+        todo = [clip for source in share for clip in self._look_at(source, names[source.key])]
         try:
             self._make(todo, asdict(settings))
         except KeyboardInterrupt:
@@ -139,7 +140,7 @@ class _Preparation:
             raise MsdvError(self._nothing_used())
         return PrepReport(folder, self.made, self.skipped, len(self.failed), self.frames, folder / CONTACT_SHEET)
 
-    def _look_at(self, source: Source, name: str, records: dict[str, Row]) -> Iterator[_Todo]:
+    def _look_at(self, source: Source, name: str) -> Iterator[_Todo]:
         """The clip to make of a file; nothing if there is none to make, which is then in the manifest's rows."""
         folder = self.config.frames / name
         row: Row = {
@@ -157,7 +158,7 @@ class _Preparation:
             "verdict": "",
             "version": __version__,
         }
-        record = records.get(name)
+        record = self.records.get(name)
         exists = folder.is_dir() and any(folder.iterdir())
         if exists and not self.config.overwrite:
             if record is None:
@@ -213,7 +214,10 @@ class _Preparation:
 
     def _fail(self, source: Source, row: Row, reason: str) -> None:
         self.failed.append(f"{source.relative}: {reason}")
-        self.rows[source.key] = {**row, "verdict": f"failed: {reason}"}
+        kept = self.records.get(row["clip"])
+        if kept is not None:
+            reason += " (frames made from it before are kept)"
+        self.rows[source.key] = {**row, **(kept or {}), "source": source.key, "verdict": f"failed: {reason}"}
         self._say(str(source.relative), reason)
 
     def _say(self, name: str, text: str) -> None:

@@ -96,9 +96,10 @@ def _look_at(path: Path, relative: Path) -> Source:
 def assign_folders(sources: list[Source], records: Mapping[str, Mapping[str, Any]], origin: str) -> dict[str, str]:
     """A folder name for each source (by its key), no two the same even where the file system ignores case.
 
-    That is the name of the file, extension included. Where two have the same, the first keeps it and the other gets its
-    path, with separators replaced. `records` (by folder name, of clips made before) come first, so that a name stays
-    what it was. `origin`, the name of the folder of videos, tells apart files of two such folders.
+    That is the name of the file, extension included. Where two have the same, the one least deep in folders keeps it,
+    and the others get their path, with separators replaced. `records` (by folder name, of clips made before) come
+    first, so that a name stays what it was. `origin`, the name of the folder of videos, tells apart files of two such
+    folders.
     """
     names: dict[str, str] = {}
     by_source = {str(record.get("source")): folder for folder, record in records.items()}
@@ -109,7 +110,7 @@ def assign_folders(sources: list[Source], records: Mapping[str, Mapping[str, Any
         if folder is not None:
             names[source.key] = folder
     taken = {folder.casefold() for folder in records}
-    for source in sources:
+    for source in sorted(sources, key=lambda source: (len(source.relative.parts), source.relative.parts)):
         if source.key in names:
             continue
         joined = "__".join(source.relative.parts)

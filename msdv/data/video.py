@@ -118,7 +118,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         else:
             with av.open(f"file:{path}") as container:
                 text = {key.lower(): value for key, value in container.metadata.items()}.get("comment")
-    except (OSError, ValueError, IndexError, SyntaxError, av.FFmpegError) as error:
+    except (OSError, ValueError, av.FFmpegError) as error:
         raise MsdvError(f"can't read {path}: {error}") from error
     if text is None:
         return {}

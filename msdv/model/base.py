@@ -286,7 +286,7 @@ def _find(name: str, *, prefer_half: bool) -> tuple[str, Parts]:
     if (
         not re.fullmatch(r"[\w.-]+/[\w.-]+", name)
         or name.startswith((".", "~"))
-        or path.suffix in (".safetensors", ".ckpt")
+        or path.suffix.lower() in (".safetensors", ".ckpt")
     ):
         raise UsageError(
             f"--base {name}: no such file or folder (a hub id would be owner/name, and `builtin` needs none)"

@@ -19,6 +19,7 @@ from msdv.model.folder import PARTS, choose_weights
 # A machine whose network answers nothing must not hang: one question, then what is on the disk.
 TIMEOUT_SECONDS = 8
 _TOP_FILES = ("model_index.json", "scheduler/scheduler_config.json", "temporal.safetensors", "sampling.json")
+_HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 _LOCAL = "a local diffusers folder or a .safetensors file works too: --base PATH"
 
 
@@ -33,13 +34,13 @@ def download(model_id: str, *, prefer_half: bool = False) -> Path:
     """
     try:
         info = huggingface_hub.HfApi().model_info(model_id, timeout=TIMEOUT_SECONDS)
-    except (GatedRepoError, RepositoryNotFoundError, HFValidationError) as error:
-        raise _explain(model_id, error) from error
     except Exception as error:
-        # Which classes stand for "no network" depends on the hub client's version and its HTTP library.
-        if not _is_network(error):
+        # Whatever keeps the hub from answering, also a repository that is gone by now: an earlier download is as good.
+        # One file tells its folder; asking for the whole snapshot would miss the files that were never wanted.
+        index = None if isinstance(error, HFValidationError) else _find_downloaded(model_id)
+        if index is None:
             raise _explain(model_id, error) from error
-        return _find_downloaded(model_id, error)
+        return index.parent
     files = needed_files([sibling.rfilename for sibling in info.siblings or []], prefer_half=prefer_half)
     if not files:
         raise MsdvError(f"{model_id} on the hub has no model_index.json, so it is no diffusers model; {_LOCAL}")
@@ -68,23 +69,18 @@ def needed_files(names: list[str], *, prefer_half: bool) -> list[str]:
     return files
 
 
-def _find_downloaded(model_id: str, cause: Exception) -> Path:
-    # One file tells the folder; asking for the whole snapshot would miss the files that were never wanted.
+def _find_downloaded(model_id: str) -> Path | None:
     index = huggingface_hub.try_to_load_from_cache(model_id, "model_index.json")
-    if isinstance(index, str):
-        return Path(index).parent
-    switched_off = isinstance(cause, OfflineModeIsEnabled)
-    why = "HF_HUB_OFFLINE is set" if switched_off else "the model hub can't be reached"
-    step = "unset it to download" if switched_off else "connect to download it"
-    raise MsdvError(f"{model_id} isn't on this disk and {why}: {step}, or take --base builtin; {_LOCAL}") from cause
+    return Path(index) if isinstance(index, str) else None
 
 
-def _is_network(error: BaseException) -> bool:
+def _is_unreachable(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         status: Any = getattr(getattr(error, "response", None), "status_code", None)
         return status is None or status >= 500 or status == 429
+    # Which classes stand for "no network" depends on the hub client's version and its HTTP library.
     library = type(error).__module__.partition(".")[0]
-    return isinstance(error, OSError) or library in ("httpx", "httpx2", "httpcore", "requests", "urllib3")
+    return isinstance(error, ConnectionError | TimeoutError) or library in _HTTP_LIBRARIES
 
 
 def _explain(model_id: str, error: Exception) -> MsdvError:
@@ -110,6 +106,11 @@ def _explain(model_id: str, error: Exception) -> MsdvError:
         return MsdvError(
             f"{model_id}: can't write the download ({reason}): set HF_HOME to a folder that you may write to"
         )
+    if _is_unreachable(error):
+        switched_off = isinstance(error, OfflineModeIsEnabled)
+        why = "HF_HUB_OFFLINE is set" if switched_off else "the model hub can't be reached"
+        step = "unset it to download" if switched_off else "connect to download it"
+        return MsdvError(f"{model_id} isn't (all) on this disk and {why}: {step}, or take --base builtin; {_LOCAL}")
     return MsdvError(f"{model_id}: the download failed ({reason}): start again to go on with it; {_LOCAL}")
 
 

@@ -50,6 +50,7 @@ def build_video_unet(
 
 def check_match(base: Base, metadata: TemporalMetadata, source: Path) -> None:
     """Raise MsdvError if temporal weights were trained on another image model than `base`."""
+    assert base.unet_hash is not None
     if metadata.unet_hash != base.unet_hash:
         raise MsdvError(
             f"{source} was trained on {metadata.base} ({metadata.unet_hash[:12]}), not on {base.name} "

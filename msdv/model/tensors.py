@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from msdv.errors import MsdvError, UsageError
 
-SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class TensorFile:
@@ -36,7 +36,7 @@ class TensorFile:
         if not path.is_file():
             raise UsageError(f"{path}: no such file")
         _refuse_pointer(path)
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             with _explain(path), safe_open(path, framework="pt") as file:
                 self.metadata = file.metadata() or {}
                 self.shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
@@ -142,7 +142,7 @@ def fill_module(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | 
                 f"{origin}: {key} is {_shape(tensor.shape)}, its configuration wants {_shape(wanted[key].shape)}: "
                 "weights and configuration are of two models"
             )
-        if not tensor.is_floating_point():
+        if tensor.dtype not in _DTYPES:
             raise MsdvError(f"{origin}: {key} is {tensor.dtype}: quantized weights don't work here, take an fp16 file")
         # One pass without a temporary: the ends of the range carry any NaN or infinity.
         if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():

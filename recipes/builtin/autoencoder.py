@@ -1,7 +1,7 @@
 """Stage 2: train the autoencoder, three colours at 128x128 to four latent channels at 16x16.
 
 In: WORK/images.npy. Out: WORK/vae/, diffusers' AutoencoderKL; its latents have mean 0 and variance 1.
-Two processes: `accelerate launch --cpu --num_processes 2 autoencoder.py --work WORK`. MEASURED.
+Two processes: `torchrun --standalone --nproc-per-node 2 autoencoder.py --work WORK`. MEASURED.
 """
 
 from __future__ import annotations
@@ -65,7 +65,6 @@ def main() -> None:
     images = np.load(options.work / "images.npy", mmap_mode="r")
     size, held_out, channels = images.shape[2], settings["held_out"], tuple(settings["channels"])
     images = images.reshape(-1, *images.shape[2:])
-    rng = np.random.default_rng([1, state.process_index])
     torch.manual_seed(1)  # the same first weights in every process
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -77,6 +76,7 @@ def main() -> None:
     )
     loop = Loop(vae, lr=settings["lr"], minutes=settings["minutes"], path=options.work / "vae.ckpt")
     torch.manual_seed(1000 + loop.steps + state.process_index)
+    rng = np.random.default_rng([1, state.process_index, loop.steps])
     for share in loop:
         whole = share >= settings["crops"]
         count, side = (settings["batch"] // 4, size) if whole else (settings["batch"], settings["crop"])

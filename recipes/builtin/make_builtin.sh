@@ -5,11 +5,10 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=${1:-builtin-work}
 processes=${2:-2}
-export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive ACCELERATE_USE_CPU=true
 export PYTHONPATH="$here/../..${PYTHONPATH:+:$PYTHONPATH}"
 train() {
-    accelerate launch --cpu --num_processes "$processes" --num_machines 1 --mixed_precision no --dynamo_backend no \
-        "$here/$1" --work "$work"
+    torchrun --standalone --nproc-per-node "$processes" "$here/$1" --work "$work"
 }
 python "$here/images.py" --work "$work"
 [ -e "$work/vae/config.json" ] || train autoencoder.py

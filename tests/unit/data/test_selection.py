@@ -1,4 +1,5 @@
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_script_takes_as_many_files_as_ffmpeg_did() -> None:
     assert chosen == sorted(set(chosen))
     assert all(50 <= index < 200 for index in chosen)
     # It keeps a frame as soon as less than 1.1 output frames are missing: a little early, and evenly.
-    assert {later - earlier for earlier, later in zip(chosen[5:], chosen[6:], strict=False)} == {5}
+    assert {later - earlier for earlier, later in pairwise(chosen[5:])} == {5}
 
 
 def test_script_repeats_frames_of_slow_sources() -> None:

@@ -23,7 +23,9 @@ def inputs(unet: UNet2DConditionModel, b: int = 2, f: int = 5, size: int = 16) -
     return sample, torch.tensor([10, 900])[:b], text
 
 
-def frame_by_frame(unet: UNet2DConditionModel, sample: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+def frame_by_frame(
+    unet: UNet2DConditionModel, sample: torch.Tensor, t: torch.Tensor, text: torch.Tensor
+) -> torch.Tensor:
     b, _, f, h, w = sample.shape
     frames = sample.transpose(1, 2).flatten(0, 1).contiguous()
     out = unet(frames, t.repeat_interleave(f), text.repeat_interleave(f, 0)).sample
@@ -63,9 +65,7 @@ def test_trained_layers_see_time_and_switched_off_are_the_image_model(mode: str)
     other[:, :, -1] += 1  # the last frame alone
     assert not torch.equal(model(other, t, text)[:, :, 0], out[:, :, 0])
     with model.temporal_layers_off():
-        assert torch.equal(
-            model(sample, t, text[:, None].repeat(1, 5, 1, 1)), frame_by_frame(unet, sample, t, text)
-        )
+        assert torch.equal(model(sample, t, text[:, None].repeat(1, 5, 1, 1)), frame_by_frame(unet, sample, t, text))
 
 
 @torch.no_grad()

@@ -57,8 +57,12 @@ def test_mixed_noise_has_variance_one_at_every_share() -> None:
 
 def test_noise_follows_from_the_generator_alone() -> None:
     velocity = torch.full((1, 8), 0.7)
-    assert torch.equal(flowing_noise((1, 4, 3, 8, 8), velocity, generator(5)), flowing_noise((1, 4, 3, 8, 8), velocity, generator(5)))
-    assert torch.equal(independent_noise((1, 4, 3, 8, 8), generator(5)), independent_noise((1, 4, 3, 8, 8), generator(5)))
+    assert torch.equal(
+        flowing_noise((1, 4, 3, 8, 8), velocity, generator(5)), flowing_noise((1, 4, 3, 8, 8), velocity, generator(5))
+    )
+    assert torch.equal(
+        independent_noise((1, 4, 3, 8, 8), generator(5)), independent_noise((1, 4, 3, 8, 8), generator(5))
+    )
 
 
 def test_a_long_video_needs_memory_like_its_latents() -> None:

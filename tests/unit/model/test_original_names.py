@@ -13,8 +13,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from msdv.errors import MsdvError
 from msdv.model.original_names import read_clip, read_open_clip, read_unet, read_vae, split_projections
-from tests.tiny import original_state_dict, save_folder, save_single_file, tiny_pipeline
 from tests.tiny import TinyPipeline as Pipeline
+from tests.tiny import original_state_dict, save_folder, save_single_file, tiny_pipeline
 
 SD1_UNET = {
     "cross_attention_dim": 768,
@@ -44,7 +44,9 @@ def count(module: nn.Module) -> int:
 
 def real_size(*, second: bool, in_channels: int = 4) -> Pipeline:
     with init_empty_weights(include_buffers=False), torch.device("meta"):
-        text = CLIPTextConfig(vocab_size=49408, hidden_act="gelu" if second else "quick_gelu", **(VIT_H if second else CLIP_L))
+        text = CLIPTextConfig(
+            vocab_size=49408, hidden_act="gelu" if second else "quick_gelu", **(VIT_H if second else CLIP_L)
+        )
         return Pipeline(
             unet=UNet2DConditionModel(in_channels=in_channels, **(SD2_UNET if second else SD1_UNET)),
             vae=AutoencoderKL(**SD_VAE),
@@ -80,9 +82,7 @@ def test_the_real_unets_are_recognised(second: bool, in_channels: int, parameter
     assert layout.config["norm_num_groups"] == 32
 
 
-@pytest.mark.parametrize(
-    ("second", "parameters", "layers"), [(False, 123_060_480, 12), (True, 340_387_840, 23)]
-)
+@pytest.mark.parametrize(("second", "parameters", "layers"), [(False, 123_060_480, 12), (True, 340_387_840, 23)])
 def test_the_real_text_encoders_and_autoencoder_are_recognised(second: bool, parameters: int, layers: int) -> None:
     pipeline = real_size(second=second)
     state = original_state_dict(pipeline)

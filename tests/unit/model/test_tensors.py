@@ -38,13 +38,17 @@ class Stranger:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "a.ckpt"
-    torch.save({"state_dict": {"a": torch.ones(1)}, "callback": Stranger()}, path, _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"state_dict": {"a": torch.ones(1)}, "callback": Stranger()}, path, _use_new_zipfile_serialization=zipped
+    )
     with pytest.raises(MsdvError, match=r"a\.ckpt.*run code.*safetensors"):
         TensorFile(path)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", ".bin"])
-@pytest.mark.parametrize("content", [b"", b"hello, this is text\n" * 40, bytes(range(256)) * 8], ids=["empty", "text", "noise"])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello, this is text\n" * 40, bytes(range(256)) * 8], ids=["empty", "text", "noise"]
+)
 def test_files_that_are_something_else_are_named(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
@@ -111,6 +115,7 @@ def test_a_filled_module_is_frozen_and_keeps_the_files_precision() -> None:
         ({"weight": torch.full((3, 2), torch.nan)}, "weight has values that are not a number"),
         ({"bias": torch.tensor([0.0, torch.inf, 0.0])}, "bias has values that are not a number"),
         ({"bias": torch.ones(3, dtype=torch.int8)}, "quantized"),
+        ({"bias": torch.ones(3).to(torch.float8_e4m3fn)}, "quantized"),
     ],
 )
 def test_weights_that_do_not_fit_are_named(change: dict[str, torch.Tensor | None], message: str) -> None:

@@ -1,0 +1,290 @@
+"""Which frame is on display when, and how it comes out, for the kinds of files that people have."""
+
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from msdv.data import decode
+from msdv.data.decode import read_pictures, read_timeline
+from msdv.errors import MsdvError
+from tests.unit.data.video_fixtures import numbered, read_number, turn, write_clip, write_sound
+
+B_FRAMES = {"bf": "3", "preset": "medium", "crf": "18"}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain.mp4": {},
+    "b-frames.mp4": {"options": B_FRAMES},
+    "fragmented.mp4": {"options": B_FRAMES, "container_options": {"movflags": "frag_keyframe+empty_moov"}},
+    "b-frames.mkv": {"options": B_FRAMES},
+    "hevc.mp4": {"codec": "libx265", "options": {"preset": "veryfast", "x265-params": "log-level=none:bframes=3"}},
+    "vp9.webm": {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}},
+    "av1.mp4": {"codec": "libsvtav1", "options": {"preset": "12", "svtav1-params": "lp=1"}},
+    "mpeg4-b-frames.avi": {"codec": "mpeg4", "options": {"bf": "2"}},
+    "h264-b-frames.avi": {"options": B_FRAMES},
+    "motion-jpeg.avi": {"codec": "mjpeg", "pixels": "yuvj420p", "full_range": True},
+    "raw.h264": {"options": B_FRAMES, "container_format": "h264"},
+    "stream.ts": {"options": B_FRAMES},
+    "dvd.mpg": {"codec": "mpeg2video", "options": {"bf": "2", "q": "2"}},
+    "prores.mov": {"codec": "prores_ks", "pixels": "yuv422p10le"},
+    "flash.flv": {},
+    "windows.wmv": {"codec": "wmv2"},
+    "with-sound.mp4": {"sound": 3.0},
+    "with-sound.mkv": {"sound": 3.0, "options": B_FRAMES},
+}
+
+
+def numbers(path: Path, chosen: Sequence[int] | None = None, size: int = 64) -> dict[int, int]:
+    timeline = read_timeline(path)
+    wanted = range(len(timeline.times)) if chosen is None else chosen
+    return {p.index: read_number(p.jpeg) for p in read_pictures(path, timeline, wanted, size)}
+
+
+def first_picture(path: Path, size: int = 64) -> np.ndarray:
+    picture = next(read_pictures(path, read_timeline(path), [0], size))
+    with Image.open(io.BytesIO(picture.jpeg)) as image:
+        assert image.format == "JPEG" and image.mode == "RGB" and image.size == (size, size)
+        return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_frame_has_its_time(tmp_path: Path, name: str) -> None:
+    path = write_clip(tmp_path / name, 30, **KINDS[name])
+    timeline = read_timeline(path)
+    assert [round(float(time), 3) for time in timeline.times] == pytest.approx([i / 25 for i in range(30)], abs=0.001)
+    assert float(timeline.end) == pytest.approx(30 / 25, abs=0.002)
+    assert timeline.guessed_rate == 25
+    assert timeline.note is None
+    assert numbers(path) == {i: i for i in range(30)}
+    assert numbers(path, [3, 4, 17, 29]) == {3: 3, 4: 4, 17: 17, 29: 29}
+
+
+@pytest.mark.parametrize("name", ["b-frames.mp4", "b-frames.mkv", "hevc.mp4", "stream.ts", "fragmented.mp4"])
+def test_skipping_gives_the_same_bytes(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames that no other needs are not decoded unless they are wanted."""
+    path = write_clip(tmp_path / name, 60, **KINDS[name])
+    timeline = read_timeline(path)
+    chosen = [1, 2, 7, 12, 13, 28, 41, 58, 59]
+    fast = list(read_pictures(path, timeline, chosen, 64))
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.skip_frame = "NONREF"
+        assert len(list(container.decode(video=0))) < 60  # there is something to skip
+    monkeypatch.setattr(decode, "_SKIPPING_CODECS", ())
+    assert list(read_pictures(path, timeline, chosen, 64)) == fast
+    assert [p.index for p in fast] == chosen
+
+
+def test_variable_frame_rate(tmp_path: Path) -> None:
+    times = [0, 100, 250, 900, 1000, 1001, 1500, 4000, 4100]
+    path = write_clip(tmp_path / "a.mp4", times=times, time_base=Fraction(1, 1000), options=B_FRAMES)
+    assert [round(time * 1000) for time in read_timeline(path).times] == times
+    assert numbers(path) == {i: i for i in range(9)}
+
+
+def test_times_count_from_the_start_of_the_container(tmp_path: Path) -> None:
+    """A recording that begins at 100 s, as televisions make them."""
+    path = write_clip(tmp_path / "a.ts", times=range(2500, 2530))
+    with av.open(str(path)) as container:
+        assert container.start_time and container.start_time > 50e6
+    assert read_timeline(path).times[0] == 0
+    assert read_timeline(path).times[25] == 1
+
+
+def test_sound_longer_than_the_picture_does_not_lengthen_it(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", 25, sound=4.0)
+    timeline = read_timeline(path)
+    assert timeline.duration is not None and timeline.duration > 3.9
+    assert timeline.end == 1
+
+
+def test_streams_glued_together(tmp_path: Path) -> None:
+    """The clock goes back, and the size of the picture changes."""
+    one = write_clip(tmp_path / "1.ts", 20, options=B_FRAMES)
+    two = write_clip(
+        tmp_path / "2.ts", 20, options=B_FRAMES, size=(96, 80), picture=lambda i: numbered(100 + i, 96, 80)
+    )
+    glued = tmp_path / "glued.ts"
+    glued.write_bytes(one.read_bytes() + two.read_bytes())
+    timeline = read_timeline(glued)
+    assert sorted(timeline.times) == list(timeline.times)
+    assert float(timeline.end) == pytest.approx(40 / 25, abs=0.1)
+    found = numbers(glued)
+    assert [found[i] for i in sorted(found)] == [*range(20), *range(100, 120)]
+
+
+def quarters(_: int) -> np.ndarray:
+    picture = np.zeros((64, 64, 3), dtype=np.uint8)
+    picture[:32, :32], picture[:32, 32:], picture[32:, :32], picture[32:, 32:] = COLOURS
+    return picture
+
+
+COLOURS = ((220, 30, 30), (30, 200, 30), (30, 30, 220), (230, 230, 230))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "upright"),
+    [
+        ((1, 0, 0, 1), lambda a: a),
+        ((0, 1, -1, 0), lambda a: np.rot90(a, -1)),
+        ((0, -1, 1, 0), lambda a: np.rot90(a, 1)),
+        ((-1, 0, 0, -1), lambda a: np.rot90(a, 2)),
+        ((-1, 0, 0, 1), lambda a: a[:, ::-1]),
+        ((1, 0, 0, -1), lambda a: a[::-1]),
+        ((0, 1, 1, 0), lambda a: a.swapaxes(0, 1)),
+        ((0, -1, -1, 0), lambda a: np.rot90(a.swapaxes(0, 1), 2)),
+    ],
+)
+def test_turned_and_mirrored(tmp_path: Path, matrix: tuple[int, int, int, int], upright: Any) -> None:
+    path = turn(write_clip(tmp_path / "a.mp4", 2, picture=quarters), matrix)
+    found, expected = first_picture(path), upright(quarters(0).astype(int))
+    for y, x in ((16, 16), (16, 48), (48, 16), (48, 48)):
+        assert np.abs(found[y, x] - expected[y, x]).max() < 12
+
+
+@pytest.mark.parametrize("colorspace", [1, 5, None])
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("colour", [(200, 30, 40), (20, 200, 40), (10, 10, 240), (250, 250, 250), (16, 16, 16)])
+def test_colours(tmp_path: Path, colorspace: int | None, full_range: bool, colour: tuple[int, int, int]) -> None:
+    path = write_clip(
+        tmp_path / "a.mp4",
+        2,
+        picture=lambda _: np.full((64, 64, 3), colour, dtype=np.uint8),
+        colorspace=colorspace,
+        full_range=full_range,
+        options={"crf": "4"},
+    )
+    assert np.abs(first_picture(path) - colour).max() <= 4
+
+
+def test_high_definition_without_a_word_about_colours_is_bt709(tmp_path: Path) -> None:
+    def red(_: int) -> np.ndarray:
+        return np.full((720, 1280, 3), (200, 30, 40), dtype=np.uint8)
+
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("ffv1", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(red(0), format="rgb24").reformat(format="yuv420p", dst_colorspace="ITU709")
+        frame.colorspace = 2
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert np.abs(first_picture(path) - (200, 30, 40)).max() <= 4
+
+
+@pytest.mark.parametrize("pixels", ["gray", "rgb24", "yuva420p", "yuv444p10le", "yuv410p", "rgba"])
+def test_pixel_formats(tmp_path: Path, pixels: str) -> None:
+    codec, name = ("png", "a.mov") if pixels.startswith("rgb") else ("ffv1", "a.mkv")
+    assert numbers(write_clip(tmp_path / name, 3, codec=codec, pixels=pixels, options={})) == {0: 0, 1: 1, 2: 2}
+
+
+@pytest.mark.parametrize("size", [(160, 64), (64, 160), (66, 64), (640, 64), (64, 640), (1024, 16)])
+def test_the_centre_is_cut_out(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = write_clip(tmp_path / "a.mp4", 3, picture=lambda i: numbered(2 + i, *size), size=size)
+    assert numbers(path) == {0: 2, 1: 3, 2: 4}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_pixels_that_are_not_square(tmp_path: Path, turned: bool) -> None:
+    """48 x 96 pixels, each twice as wide as high, are a square on a screen, turned or not."""
+    path = write_clip(
+        tmp_path / "a.mp4",
+        2,
+        size=(48, 96),
+        pixel_aspect=Fraction(2),
+        picture=lambda _: np.asarray(Image.fromarray(quarters(0)).resize((48, 96), Image.Resampling.NEAREST)),
+    )
+    found = first_picture(turn(path, (-1, 0, 0, -1)) if turned else path)
+    expected = np.rot90(quarters(0), 2) if turned else quarters(0)
+    for y, x in ((3, 3), (3, 60), (60, 3), (60, 60), (28, 28), (36, 36)):
+        assert np.abs(found[y, x] - expected[y, x].astype(int)).max() < 40
+
+
+@pytest.mark.parametrize("size", [16, 24, 200])
+def test_sizes(tmp_path: Path, size: int) -> None:
+    assert numbers(write_clip(tmp_path / "a.mp4", 3), size=size) == {0: 0, 1: 1, 2: 2}
+
+
+def test_tiny_source(tmp_path: Path) -> None:
+    path = write_clip(
+        tmp_path / "a.mkv", 2, codec="ffv1", options={}, size=(2, 2), picture=lambda _: quarters(0)[31:33, 31:33]
+    )
+    assert first_picture(path, 64).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["with space.mp4", "new\nline.mp4", "雲 über.mp4", "a:b.mp4", "100%d.mp4", "-y.mp4", "http:x.mp4", "'\".mp4"],
+)
+def test_names(tmp_path: Path, name: str) -> None:
+    assert numbers(write_clip(tmp_path / name, 3)) == {0: 0, 1: 1, 2: 2}
+
+
+def test_what_is_no_video(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("not a video\n" * 100)
+    (tmp_path / "empty.mp4").touch()
+    whole = write_clip(tmp_path / "a.mp4", 25).read_bytes()
+    (tmp_path / "no-moov.mp4").write_bytes(whole[: whole.index(b"moov") - 4])
+    write_sound(tmp_path / "sound.m4a")
+    write_sound(tmp_path / "cover.mp3", cover=True)
+    for name, reason in {
+        "text.mp4": "not a video",
+        "empty.mp4": "not a video",
+        "no-moov.mp4": "not a video",
+        "sound.m4a": "sound only",
+        "cover.mp3": "cover picture",
+        "missing.mp4": "gone",
+    }.items():
+        with pytest.raises(MsdvError, match=reason):
+            read_timeline(tmp_path / name)
+
+
+def test_a_playlist_in_disguise_asks_no_network(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_text(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n"
+    )
+    with pytest.raises(MsdvError):
+        read_timeline(tmp_path / "a.mp4")
+
+
+def test_a_codec_nobody_knows(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", 5)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(MsdvError, match="codec is unknown"):
+        read_timeline(path)
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "b-frames.mkv", "stream.ts", "mpeg4-b-frames.avi"])
+def test_truncated(tmp_path: Path, name: str) -> None:
+    """What is whole is given, with its right number, and that there should be more is told where the file knows it.
+
+    The last few frames may lean on others that are gone, which no decoder says of all of them.
+    """
+    options = {**KINDS[name], "container_options": {"movflags": "faststart"} if name.endswith(".mp4") else {}}
+    path = write_clip(tmp_path / name, 100, **options)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    timeline = read_timeline(path)
+    count = len(timeline.times)
+    assert 10 < count < 90
+    pictures = list(read_pictures(path, timeline, range(count - 4), 64))
+    whole = {picture.index: read_number(picture.jpeg) for picture in pictures if not picture.damaged}
+    assert len(whole) >= count - 6
+    assert [i for i, number in whole.items() if i != number] == []
+    if name != "stream.ts":
+        assert timeline.note and "breaks off" in timeline.note
+
+
+def test_broken_in_the_middle(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", 100, options={"g": "10", "preset": "ultrafast", "crf": "10"})
+    data = bytearray(path.read_bytes())
+    middle = data.index(b"mdat") + 4 + (len(data) - data.index(b"mdat")) // 3
+    data[middle : middle + 300] = bytes(300)
+    path.write_bytes(data)
+    timeline = read_timeline(path)
+    whole = [p for p in read_pictures(path, timeline, range(100), 64) if not p.damaged and not 25 <= p.index <= 55]
+    assert len(whole) > 60
+    assert all(read_number(p.jpeg) == p.index for p in whole)

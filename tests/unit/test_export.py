@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+
+from msdv.config import ExportConfig, SampleConfig, TrainConfig
+from msdv.data.video import read_video
+from msdv.errors import MsdvError, UsageError
+from msdv.export import export
+from msdv.sample import sample
+from msdv.train import train
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base: Path, sky_frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "sky"
+    config = {"frames": 4, "size": 32, "steps": 10, "sample_every": 0, "lr": 1e-2, "noise": "flow", "device": "cpu"}
+    train(TrainConfig(base=str(tiny_base), data=sky_frames, out=out, **config))  # type: ignore[arg-type]
+    return out
+
+
+def test_what_was_exported_samples_the_same_frames(run: Path, tmp_path: Path) -> None:
+    export(ExportConfig(source=str(run), out=tmp_path / "motion.safetensors"))
+    report = export(ExportConfig(source=str(run), out=tmp_path / "pipeline"))
+    assert "pipeline" in report.lines()[0]
+    frames = []
+    for index, model in enumerate((run, tmp_path / "motion.safetensors", tmp_path / "pipeline")):
+        out = tmp_path / f"frames-{index}"
+        sample(SampleConfig(prompt="sea", out=out, model=str(model), frames=5, steps=2, device="cpu"))
+        frames.append(read_video(out)[0])
+    assert np.array_equal(frames[0], frames[1])
+    assert np.array_equal(frames[0], frames[2])
+
+
+def test_the_file_is_half_precision_with_metadata(run: Path, tmp_path: Path) -> None:
+    export(ExportConfig(source=str(run), out=tmp_path / "motion.safetensors"))
+    with safe_open(tmp_path / "motion.safetensors", framework="pt") as file:
+        assert file.metadata()["format"] == "msdv.temporal"
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}  # noqa: SIM118
+    assert (tmp_path / "motion.safetensors.toml").is_file()
+
+
+def test_diffusers_itself_loads_the_pipeline_folder(run: Path, tmp_path: Path) -> None:
+    export(ExportConfig(source=str(run), out=tmp_path / "pipeline"))
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "pipeline", local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline("sea", num_inference_steps=1, height=32, width=32, output_type="np").images[0]
+    assert picture.shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("out", "to", "words"),
+    [
+        ("a.bin", None, "msdv writes no pickles"),
+        ("folder", "msdv", "--to msdv writes one file"),
+        ("a.safetensors", "pipeline", "--to pipeline writes a folder"),
+    ],
+)
+def test_formats_and_names_that_do_not_go_together(
+    run: Path, tmp_path: Path, out: str, to: str | None, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        export(ExportConfig(source=str(run), out=tmp_path / out, to=to))  # type: ignore[arg-type]
+    assert not (tmp_path / out).exists()
+
+
+def test_sources_that_cannot_be_used(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        export(ExportConfig(source="nowhere", out=tmp_path / "a.safetensors"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MsdvError, match=r"has no temporal\.safetensors yet"):
+        export(ExportConfig(source=str(tmp_path / "empty"), out=tmp_path / "a.safetensors"))
+    (tmp_path / "a.safetensors").write_text("mine")
+    with pytest.raises(UsageError, match="exists"):
+        export(ExportConfig(source=str(run), out=tmp_path / "a.safetensors"))
+    assert (tmp_path / "a.safetensors").read_text() == "mine"

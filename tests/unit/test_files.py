@@ -1,0 +1,70 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from msdv.errors import UsageError
+from msdv.files import is_unfinished, refuse_overwrite, write_file, write_folder
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "a.txt"
+    with write_file(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.suffix == ".txt"
+        assert is_unfinished(temporary)
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+    path, folder = tmp_path / "a.txt", tmp_path / "f"
+    path.write_text("old")
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    with pytest.raises(error), write_file(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    with pytest.raises(error), write_folder(folder) as temporary:
+        (temporary / "half").write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert [p.name for p in folder.iterdir()] == ["old"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "f"]
+
+
+def test_a_folder_replaces_the_one_before(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    for name in ("first", "second"):
+        with write_folder(folder) as temporary:
+            (temporary / name).write_text(name)
+    assert [p.name for p in folder.iterdir()] == ["second"]
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_results_have_the_permissions_of_ordinary_files(tmp_path: Path) -> None:
+    ordinary = tmp_path / "ordinary"
+    ordinary.write_text("")
+    with write_file(tmp_path / "ours") as temporary:
+        temporary.write_text("")
+    assert (tmp_path / "ours").stat().st_mode == ordinary.stat().st_mode
+    (tmp_path / "plain").mkdir()
+    with write_folder(tmp_path / "ours too"):
+        pass
+    assert (tmp_path / "ours too").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_what_exists_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    refuse_overwrite(tmp_path / "new", False)
+    (tmp_path / "empty").mkdir()
+    refuse_overwrite(tmp_path / "empty", False)
+    (tmp_path / "a").write_text("")
+    with pytest.raises(UsageError, match="exists: choose another name, or pass --overwrite"):
+        refuse_overwrite(tmp_path / "a", False)
+    refuse_overwrite(tmp_path / "a", True)
+    (tmp_path / "empty" / "x").write_text("")
+    with pytest.raises(UsageError):
+        refuse_overwrite(tmp_path / "empty", False)

@@ -1,0 +1,158 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from msdv.config import SampleConfig, TrainConfig
+from msdv.data.video import read_metadata, read_video
+from msdv.errors import MsdvError, UsageError
+from msdv.sample import sample
+from msdv.train import train
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base: Path, sky_frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "sky"
+    config = {"frames": 4, "size": 32, "steps": 10, "sample_every": 0, "lr": 1e-2, "noise": "flow", "device": "cpu"}
+    train(TrainConfig(base=str(tiny_base), data=sky_frames, out=out, **config))  # type: ignore[arg-type]
+    return out
+
+
+def settings(run: Path, out: Path, **changes: object) -> SampleConfig:
+    values = {"prompt": "sea", "out": out, "model": str(run), "frames": 5, "steps": 2, "device": "cpu", **changes}
+    return SampleConfig.model_validate(values)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.mp4", "a.webm", "a.webp", "a.png", "folder"])
+def test_every_format_holds_the_frames_and_what_made_them(run: Path, tmp_path: Path, name: str) -> None:
+    report = sample(settings(run, tmp_path / name, seed=3, negative="land"))
+    frames, _ = read_video(tmp_path / name)
+    assert frames.shape == (5, 32, 32, 3)
+    made_by = read_metadata(tmp_path / name)
+    assert (made_by["prompt"], made_by["seed"], made_by["negative"]) == ("sea", 3, "land")
+    assert (made_by["steps"], made_by["scheduler"], made_by["frames"]) == (2, "dpmpp-2m", 5)
+    assert len(made_by["model_hash"]) == 64
+    assert name in report.lines()[0]
+    assert (tmp_path / f"{name}.toml").read_text().startswith("[sample]\n")
+
+
+def test_the_same_seed_gives_the_same_file_and_another_another(run: Path, tmp_path: Path) -> None:
+    for name, seed in (("a.gif", 1), ("b.gif", 1), ("c.gif", 2)):
+        sample(settings(run, tmp_path / name, seed=seed))
+    a, b, c = ((tmp_path / name).read_bytes() for name in ("a.gif", "b.gif", "c.gif"))
+    assert a == b
+    assert a != c
+
+
+def test_settings_change_the_picture(run: Path, tmp_path: Path) -> None:
+    results = {}
+    changes: dict[str, dict] = {
+        "plain": {},
+        "prompt": {"prompt": "night"},
+        "negative": {"negative": "night"},
+        "guidance": {"guidance": 1.0},
+        "scheduler": {"scheduler": "euler-a"},
+        "steps": {"steps": 3},
+        "left": {"motion": "left:2"},
+        "none": {"motion": "none"},
+    }
+    for name, change in changes.items():
+        sample(settings(run, tmp_path / name, **change))
+        results[name] = read_video(tmp_path / name)[0]
+    for name in changes:
+        if name != "plain":
+            assert not np.array_equal(results[name], results["plain"]), name
+
+
+def test_noise_from_a_file_decides_size_and_frames(run: Path, tmp_path: Path) -> None:
+    noise = torch.randn(1, 4, 3, 6, 4, generator=torch.Generator().manual_seed(0))
+    save_file({"latents": noise}, tmp_path / "noise.safetensors")
+    for name, seed in (("a", 1), ("b", 2)):
+        sample(settings(run, tmp_path / name, frames=3, seed=seed, latents=tmp_path / "noise.safetensors"))
+    frames = [read_video(tmp_path / name)[0] for name in ("a", "b")]
+    assert frames[0].shape == (3, 48, 32, 3)
+    assert np.array_equal(*frames)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "words"),
+    [
+        (None, UsageError, "does not exist: give a .safetensors file with the key latents"),
+        (b"text", MsdvError, "is not a safetensors file"),
+        ({"noise": torch.zeros(1)}, MsdvError, "has no key latents (but noise)"),
+        ({"latents": torch.zeros(1, 4, 2, 4, 4)}, UsageError, "is (1, 4, 2, 4, 4), not (1, 4, 5, height/8, width/8)"),
+    ],
+)
+def test_noise_that_cannot_be_used_says_why(
+    run: Path, tmp_path: Path, content: object, error: type[Exception], words: str
+) -> None:
+    path = tmp_path / "noise.safetensors"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, dict):
+        save_file(content, path)
+    with pytest.raises(error) as caught:
+        sample(settings(run, tmp_path / "a.gif", latents=path))
+    assert words in str(caught.value)
+
+
+def test_the_newest_run_is_used_where_no_model_is_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "sky").symlink_to(run)
+    sample(settings(run, tmp_path / "a.gif", model=None))
+    assert read_metadata(tmp_path / "a.gif")["model"] == str(Path("runs/sky/temporal.safetensors"))
+
+
+def test_wrong_results_are_refused_before_the_work(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="choose .gif, .mp4"):
+        sample(settings(run, tmp_path / "a.avi"))
+    (tmp_path / "a.gif").write_text("mine")
+    with pytest.raises(UsageError, match="exists: choose another name, or pass --overwrite"):
+        sample(settings(run, tmp_path / "a.gif"))
+    assert (tmp_path / "a.gif").read_text() == "mine"
+    sample(settings(run, tmp_path / "a.gif", overwrite=True))
+
+
+def test_models_that_cannot_be_used_say_why(run: Path, tiny_base: Path, tmp_path: Path) -> None:
+    from tests.tiny import save_folder, tiny_pipeline
+
+    with pytest.raises(UsageError, match="nowhere does not exist: give a run folder or a temporal"):
+        sample(settings(run, tmp_path / "a.gif", model="nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MsdvError, match="has no temporal.safetensors yet: train on, or give another run"):
+        sample(settings(run, tmp_path / "a.gif", model=str(tmp_path / "empty")))
+    other = tmp_path / "other"
+    save_folder(other, tiny_pipeline(seed=7))
+    with pytest.raises(MsdvError, match=rf"was trained on {tiny_base} .*, not on {other} .*: pass --base {tiny_base}"):
+        sample(settings(run, tmp_path / "a.gif", base=str(other)))
+    assert not (tmp_path / "a.gif").exists()
+
+
+def test_a_base_without_temporal_layers_says_what_to_do(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="has no temporal layers and there is no run under runs/: train some"):
+        sample(SampleConfig(prompt="sea", out=tmp_path / "a.gif", base=str(tiny_base), device="cpu"))
+
+
+def test_motion_needs_a_model_that_was_trained_for_it(tiny_base: Path, sky_frames: Path, tmp_path: Path) -> None:
+    config = {"frames": 4, "size": 32, "steps": 1, "sample_every": 0, "device": "cpu"}
+    train(TrainConfig(base=str(tiny_base), data=sky_frames, out=tmp_path / "still", **config))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="--motion left: these temporal layers were not trained on noise that flows"):
+        sample(settings(tmp_path / "still", tmp_path / "a.gif", motion="left"))
+    sample(settings(tmp_path / "still", tmp_path / "a.gif", motion="auto"))
+
+
+def test_half_precision_on_a_cpu_samples_nearly_the_same(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sample(settings(run, tmp_path / "full", guidance=1.0))
+    sample(settings(run, tmp_path / "half", guidance=1.0, fp16=True))
+    full, half = (read_video(tmp_path / name)[0].astype(int) for name in ("full", "half"))
+    assert np.abs(full - half).mean() < 6

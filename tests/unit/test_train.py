@@ -1,0 +1,203 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from msdv.config import TrainConfig
+from msdv.errors import MsdvError, UsageError
+from msdv.run import Run
+from msdv.train import evaluate, train
+from msdv.weights import load_temporal
+
+
+def settings(base: Path, data: Path, out: Path, **changes: object) -> TrainConfig:
+    values = {
+        "base": str(base),
+        "data": data,
+        "out": out,
+        "frames": 4,
+        "size": 32,
+        "steps": 6,
+        "checkpoint_every": 3,
+        "sample_every": 0,
+        "lr": 1e-2,
+        "device": "cpu",
+        **changes,
+    }
+    return TrainConfig.model_validate(values)
+
+
+def test_a_run_folder_has_all_that_was_promised(tiny_base: Path, sky_frames: Path, tmp_path: Path) -> None:
+    config = settings(tiny_base, sky_frames, tmp_path / "run", sample_every=3, sample_prompt=("sea", "sky"), flip=True)
+    report = train(config)
+    run = Run(tmp_path / "run")
+    assert [step for step, _ in run.checkpoints()] == [3, 6]
+    assert run.sample(3).is_file()
+    assert run.sample(6).is_file()
+    losses = [row["loss"] for row in run.read_log() if "loss" in row]
+    assert len(losses) == 6
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+    page = run.report.read_text()
+    assert "samples/step-000006.gif" in page
+    assert "<svg" in page
+    _, metadata = load_temporal(run.weights)
+    assert (metadata.steps, metadata.frames, metadata.size, metadata.group_norm) == (6, 4, 32, "frame")
+    assert metadata.base == str(tiny_base)
+    assert report.held_out[0].clips == 1
+    again = TrainConfig.model_validate(
+        {k: v for k, v in config.model_dump().items() if k != "out"} | {"out": tmp_path / "again"}
+    )
+    first, second = load_file(run.weights), load_file(train(again).run.weights)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_training_lowers_the_loss_and_changes_temporal_weights_only(
+    tiny_base: Path, sky_frames: Path, tmp_path: Path
+) -> None:
+    before = {p: p.read_bytes() for p in tiny_base.rglob("*") if p.is_file()}
+    train(settings(tiny_base, sky_frames, tmp_path / "run", steps=40, checkpoint_every=40))
+    assert before == {p: p.read_bytes() for p in tiny_base.rglob("*") if p.is_file()}
+    losses = [row["loss"] for row in Run(tmp_path / "run").read_log() if "loss" in row]
+    assert sum(losses[-10:]) < sum(losses[:10])
+
+
+def test_spatial_weights_stay_as_they_were(
+    tiny_base: Path, sky_frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import msdv.train
+    from msdv.model.inflate import is_temporal, spatial_key
+
+    kept: list[object] = []
+
+    class Watched(msdv.train.Training):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+            kept.append(self.model.unet)
+
+    monkeypatch.setattr(msdv.train, "Training", Watched)
+    train(settings(tiny_base, sky_frames, tmp_path / "run", weight_decay=0.5))
+    original = load_file(tiny_base / "unet" / "diffusion_pytorch_model.safetensors")
+    state = kept[0].state_dict()  # type: ignore[attr-defined]
+    spatial = {spatial_key(key): value for key, value in state.items() if not is_temporal(key)}
+    assert spatial.keys() == original.keys()
+    assert all(torch.equal(spatial[key], original[key]) for key in original)
+    identity = torch.nn.init.dirac_(torch.empty_like(state["conv_in.temporal_conv.weight"]))
+    assert not torch.equal(state["conv_in.temporal_conv.weight"], identity)
+
+
+@pytest.mark.parametrize("changes", [{}, {"fp16": True, "offload_optim": True, "ema": 0.9, "noise": "flow"}])
+def test_a_resumed_run_ends_with_the_same_weights(
+    tiny_base: Path, sky_frames: Path, tmp_path: Path, changes: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(settings(tiny_base, sky_frames, tmp_path / "whole", **changes))
+    import msdv.train
+
+    class Killed(Exception):
+        pass
+
+    real = msdv.train._Loop._step
+
+    def dies(self: msdv.train._Loop, step: int, stop: bool) -> tuple[float, float, bool]:
+        if step == 4:
+            raise Killed
+        return real(self, step, stop)
+
+    monkeypatch.setattr(msdv.train._Loop, "_step", dies)
+    with pytest.raises(Killed):
+        train(settings(tiny_base, sky_frames, tmp_path / "cut", **changes))
+    monkeypatch.setattr(msdv.train._Loop, "_step", real)
+    resumed = train(TrainConfig(resume=str(tmp_path / "cut")))
+    state, expected = load_file(resumed.run.weights), load_file(whole.run.weights)
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+    assert [r["step"] for r in resumed.run.read_log() if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert resumed.run.folder == tmp_path / "cut"
+
+
+def test_more_steps_can_be_asked_for_and_other_data_cannot(tiny_base: Path, sky_frames: Path, tmp_path: Path) -> None:
+    train(settings(tiny_base, sky_frames, tmp_path / "run", steps=3))
+    with pytest.raises(UsageError, match=r"has all its 3 steps: pass --steps 6"):
+        train(TrainConfig(resume=str(tmp_path / "run")))
+    with pytest.raises(UsageError, match=r"--frames 5: .* was started with 4: leave the option out"):
+        train(TrainConfig(resume=str(tmp_path / "run"), frames=5))
+    assert train(TrainConfig(resume=str(tmp_path / "run"), steps=5)).steps == 5
+
+
+def test_an_existing_run_is_not_overwritten(tiny_base: Path, sky_frames: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="exists: choose another name, or pass --overwrite"):
+        train(settings(tiny_base, sky_frames, tmp_path / "run"))
+    train(settings(tiny_base, sky_frames, tmp_path / "run", steps=1, overwrite=True))
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(
+    tiny_base: Path, sky_frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import msdv.train
+
+    real = msdv.train.predict
+    calls: list[int] = []
+
+    def breaks(*args: object) -> torch.Tensor:
+        calls.append(1)
+        return real(*args) * (float("nan") if len(calls) == 5 else 1.0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(msdv.train, "predict", breaks)
+    with pytest.raises(MsdvError, match=r"loss of step 5 is nan: try --lr 0.003.*weights are those of step 3"):
+        train(settings(tiny_base, sky_frames, tmp_path / "run"))
+    assert load_temporal(Run(tmp_path / "run").weights)[1].steps == 3
+
+
+def test_evaluation_measures_and_writes_nothing(tiny_base: Path, sky_frames: Path, tmp_path: Path) -> None:
+    run = train(settings(tiny_base, sky_frames, tmp_path / "run", steps=40, noise="flow", checkpoint_every=40)).run
+    config = settings(tiny_base, sky_frames, tmp_path / "none", init=str(run.folder), evaluate=True)
+    report = evaluate(config)
+    losses = json.loads(report.json())["losses"]
+    assert [loss["noise"] for loss in losses] == ["independent", "flow"]
+    assert all(loss["clips"] == 6 and loss["gain"] == pytest.approx(1 - loss["on"] / loss["off"]) for loss in losses)
+    assert "with temporal layers" in report.lines()[0]
+    assert not (tmp_path / "none").exists()
+    untrained = evaluate(settings(tiny_base, sky_frames, tmp_path / "none", init="none", evaluate=True))
+    assert untrained.losses[0].on == pytest.approx(untrained.losses[0].off, rel=1e-4)
+
+
+def test_training_on_inpainting_models_works(sky_frames: Path, tmp_path: Path) -> None:
+    from tests.tiny import save_folder, tiny_pipeline
+
+    save_folder(tmp_path / "base", tiny_pipeline(in_channels=9))
+    report = train(settings(tmp_path / "base", sky_frames, tmp_path / "run", sample_every=6, checkpointing="full"))
+    assert report.run.sample(6).is_file()
+
+
+def test_weights_of_another_base_are_refused_naming_both(tiny_base: Path, sky_frames: Path, tmp_path: Path) -> None:
+    from tests.tiny import save_folder, tiny_pipeline
+
+    run = train(settings(tiny_base, sky_frames, tmp_path / "run", steps=1)).run
+    save_folder(tmp_path / "other", tiny_pipeline(seed=7))
+    with pytest.raises(MsdvError, match=rf"was trained on {tiny_base} .*not on {tmp_path / 'other'}"):
+        train(settings(tmp_path / "other", sky_frames, tmp_path / "b", init=str(run.folder)))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no POSIX signals")
+def test_ctrl_c_saves_and_says_how_to_go_on(tiny_base: Path, sky_frames: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "msdv", "train", "--base", str(tiny_base), "--data", str(sky_frames)]
+    command += ["--out", "run", "--frames", "4", "--size", "32", "--steps", "100000", "--sample-every", "0"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size > 500):
+        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    last = errors.strip().splitlines()[-1]
+    step = Run(tmp_path / "run").checkpoints()[-1][0]
+    assert f"stopped after step {step}, which is saved: go on with msdv train --resume run" in last
