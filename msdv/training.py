@@ -33,6 +33,8 @@ FLOW_SHARE = (0.3, 0.95)
 """Least and greatest share of a flowing noise's variance that flows, in training."""
 SAMPLING_SHARE = 0.9
 """The same in sampling."""
+ENCODER = ("encoder.", "quant_conv.")
+"""Parts of an autoencoder that latents depend on."""
 EVALUATION_LEVELS = 4
 """Noise levels a held-out clip."""
 EVALUATION_CLIPS = 16
@@ -105,7 +107,7 @@ class Training:
 
     def _fill_cache(self, clips: list[Clip], rank: int, processes: int) -> tuple[LatentCache, TextCache]:
         folder = self.config.data / FOLDER
-        latents = LatentCache(folder, self.size, module_hash(self.base.vae), self.config.flip)
+        latents = LatentCache(folder, self.size, module_hash(self.base.vae, ENCODER), self.config.flip)
         missing = [clip for clip in clips[rank::processes] if not latents.is_cached(clip)]
         with progress("clip") as bar:
             task = bar.add_task("encoding clips", total=len(missing), note="kept for later runs", visible=bool(missing))

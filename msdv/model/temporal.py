@@ -58,14 +58,15 @@ def check_match(base: Base, metadata: TemporalMetadata, source: Path) -> None:
         )
 
 
-def module_hash(module: Any) -> str:
-    """Of a network's configuration and weights in their present precision: what cached results depend on."""
+def module_hash(module: Any, parts: tuple[str, ...] = ("",)) -> str:
+    """Of a network's configuration and weights in their present precision: what cached results depend on. `parts` are
+    the beginnings of the names that count: an autoencoder's decoder has no say in the latents."""
     config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
     # Where it was loaded from and by which version is no part of what it computes.
     config = {k: v for k, v in config.items() if not k.startswith("_") and "version" not in k and k != "dtype"}
     digest = hashlib.sha256(repr(sorted(config.items(), key=str)).encode())
     for key, value in sorted(module.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        if key.startswith(parts):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-

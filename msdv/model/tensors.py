@@ -92,8 +92,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             reason = str(error).rpartition("WeightsUnpickler error:")[2]
             if isinstance(error, pickle.UnpicklingError) and re.search(r"(?i)\b(global|class)\b", reason):
                 raise MsdvError(
-                    f"{path} holds Python objects besides weights, and loading them would run code: take a .safetensors "
-                    "of this model, or convert it to one"
+                    f"{path} holds Python objects besides weights, and loading them would run code: take a "
+                    ".safetensors of this model, or convert it to one"
                 ) from error
             raise MsdvError(
                 f"{path} is no PyTorch weights file, or incomplete or damaged: download or copy it again"
