@@ -199,9 +199,9 @@ class TrainConfig(DeviceConfig):
     offload_optim: bool = option(False, "Device")
     """Keep the optimizer's master weights and moments in the computer's memory instead of the graphics card's."""
 
-    checkpointing: Literal["none", "full"] = option("none", "Device")
-    """`full` computes each block again in the backward pass instead of keeping its insides: a third of the memory, a
-    third more time."""
+    checkpointing: Literal["none", "full"] | None = option(None, "Device")
+    """`full` computes each block again in the backward pass instead of keeping its insides: far less memory for a third
+    more time. Not given: `full` on a graphics card, `none` on a CPU."""
 
     seed: int = option(0, "Run", ge=0)
     """Decides every random choice of the run."""

@@ -51,8 +51,8 @@ def sample(config: SampleConfig) -> SampleReport:
     source = _choose_weights(config)
     name, note = choose_base(config.base or (trained_base(source) if source else None), device)
     base = load_base(name, device=device, dtype=precision.dtype)
-    for line in (precision.note, note, *base.notes):
-        say(line)
+    say(precision.note)
+    say(note)
     weights = source or base.temporal
     if weights is None:
         raise UsageError(
@@ -112,6 +112,8 @@ def sample(config: SampleConfig) -> SampleReport:
     frames = base.decode_latents(result[0].transpose(0, 1))
     write_video(config.out, frames, fps=config.fps, metadata=settings)
     write_beside(config.out, "sample", resolved)
+    for line in base.notes:
+        say(line)
     return SampleReport(config.out, config.frames, time.perf_counter() - started)
 
 

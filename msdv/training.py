@@ -138,7 +138,7 @@ class Training:
         if source is not None:
             named = f"{self.base.name}'s own" if config.init == "auto" else f"those in {config.init}"
             say(f"temporal layers start as {named}")
-        if config.checkpointing == "full":
+        if (config.checkpointing or ("none" if self.device.type == "cpu" else "full")) == "full":
             model.unet.enable_gradient_checkpointing()
         return model, metadata
 

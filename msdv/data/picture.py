@@ -12,6 +12,8 @@ _WIDE = 3
 # AVColorSpace as FFmpeg numbers it (ITU-T H.273) -> the scale filter's name.
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 _FULL_RANGE = 2
+# AVColorTransferCharacteristic of high dynamic range (what phones record) -> the scale filter's name.
+_HIGH_DYNAMIC_RANGE = {16: "smpte2084", 18: "arib-std-b67"}
 # The display matrix's upper left (a, b, c, d): where a frame's right and down go -> filters that do it.
 _ORIENTATIONS: dict[tuple[int, int, int, int], tuple[tuple[str, str], ...]] = {
     (1, 0, 0, 1): (),
@@ -30,8 +32,8 @@ class SquareJpeg:
 
     The short side is scaled to `size` and the centre cut out. Frames are taken as the file says they are to be shown:
     `pixel_aspect` (width/height of a pixel), rotation and mirroring, matrix and range of the colours (not said: BT.709
-    from 720 lines on, else BT.601, as players do). JPEGs are JFIF: full range, BT.601, 4:2:0, the highest
-    quality of FFmpeg's encoder.
+    from 720 lines on, else BT.601, as players do); high dynamic range is brought down to that of a JPEG. JPEGs are
+    JFIF: full range, BT.601, 4:2:0, the highest quality of FFmpeg's encoder.
     """
 
     def __init__(self, size: int, pixel_aspect: Fraction | None) -> None:
@@ -50,7 +52,8 @@ class SquareJpeg:
         self._encoder = encoder
 
     def encode(self, frame: Any) -> bytes:
-        key = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, _orientation(frame))
+        colours = (frame.format.name, frame.colorspace, frame.color_range, frame.color_trc)
+        key = (frame.width, frame.height, colours, _orientation(frame))
         if key != self._graph_key:  # streams glued together may change in the middle
             self._graph, self._graph_key = self._build(frame, key[-1]), key
         frame.pts, frame.time_base = self._count, Fraction(1, 25)
@@ -85,6 +88,9 @@ class SquareJpeg:
             matrix = _MATRICES.get(frame.colorspace, "bt709" if high else "bt601")
             full = frame.color_range == _FULL_RANGE or frame.format.name.startswith("yuvj")
             scale += f":in_color_matrix={matrix}:in_range={'pc' if full else 'tv'}"
+            if frame.color_trc in _HIGH_DYNAMIC_RANGE:
+                scale += f":in_primaries=bt2020:in_transfer={_HIGH_DYNAMIC_RANGE[frame.color_trc]}"
+                scale += ":out_primaries=bt709:out_transfer=bt709:intent=perceptual"
         nodes.append(graph.add("scale", scale))
         nodes.append(graph.add("format", "pix_fmts=yuvj420p"))
         if (scaled_width, scaled_height) != (self._size, self._size):

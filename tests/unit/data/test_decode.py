@@ -176,6 +176,35 @@ def test_high_definition_without_a_word_about_colours_is_bt709(tmp_path: Path) -
     assert np.abs(first_picture(path) - (200, 30, 40)).max() <= 4
 
 
+@pytest.mark.parametrize("transfer", [16, 18])  # PQ, HLG
+def test_high_dynamic_range_is_brought_down(tmp_path: Path, transfer: int) -> None:
+    """Greys stay grey and in order, the reference white of PQ is bright, a BT.2020 colour is fuller in BT.709."""
+
+    def shown(colour: tuple[int, int, int]) -> np.ndarray:
+        path = tmp_path / "a.mkv"
+        with av.open(str(path), "w") as container:
+            stream: Any = container.add_stream("ffv1", rate=5)
+            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p10le"
+            context = stream.codec_context
+            context.colorspace, context.color_primaries, context.color_trc, context.color_range = 9, 9, transfer, 1
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), colour, dtype=np.uint8), format="rgb24").reformat(
+                format="yuv420p10le", dst_colorspace="BT2020", dst_color_range="MPEG"
+            )
+            frame.colorspace, frame.color_primaries, frame.color_trc = 9, 9, transfer
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return first_picture(path).reshape(-1, 3).mean(axis=0)
+
+    greys = [shown((value,) * 3) for value in (0, 60, 120, 180, 255)]
+    assert [np.ptp(grey) for grey in greys] == pytest.approx([0] * 5, abs=3)
+    assert sorted(grey[0] for grey in greys) == [grey[0] for grey in greys]
+    assert greys[0][0] < 3 and greys[-1][0] > 250
+    if transfer == 16:
+        assert greys[1][0] < 50 and shown((148, 148, 148))[0] > 150
+    red = shown((160, 90, 90))
+    assert red[0] - red[1] > 70
+
+
 @pytest.mark.parametrize("pixels", ["gray", "rgb24", "yuva420p", "yuv444p10le", "yuv410p", "rgba"])
 def test_pixel_formats(tmp_path: Path, pixels: str) -> None:
     codec, name = ("png", "a.mov") if pixels.startswith("rgb") else ("ffv1", "a.mkv")
