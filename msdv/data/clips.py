@@ -1,7 +1,6 @@
 """A frames folder, as `msdv prep` or the 2022 script made it, to training clips."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from msdv.data.captions import caption_from_name
 from msdv.errors import MsdvError, UsageError
 from msdv.files import is_unfinished
 
@@ -31,21 +31,6 @@ class Clip:
 
     def __len__(self) -> int:
         return len(self.files)
-
-
-def caption_from_name(name: str) -> str:
-    """A caption from a file name: `white_clouds-drifting 003.mp4` is "white clouds drifting".
-
-    Names that cameras and phones give, which are dates and numbers, are no captions: the result is empty.
-    """
-    stem = Path(name).stem if Path(name).suffix.lower() in VIDEO_SUFFIXES else name
-    words = re.sub(r"[\W_]+", " ", stem).split()
-    camera = re.compile(r"(?i)(vid|img|dsc[fn]?|mvi|mov|gopr|gx|gh|pxl|dji|clip|video|wp|wa)?\d*[a-z]?")
-    if all(camera.fullmatch(word) for word in words):
-        return ""
-    while words and re.fullmatch(r"\d+|[0-9a-f]{8,}|\d+p|\d+fps|[48]k|hd|uhd", words[-1], re.IGNORECASE):
-        words.pop()
-    return " ".join(words)
 
 
 def find_clips(data: Path, min_frames: int) -> tuple[list[Clip], list[str]]:

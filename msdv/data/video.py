@@ -24,11 +24,8 @@ Frame = np.ndarray
 
 _SETTINGS = "settings.json"
 # Without them conversions between RGB and YUV come out one level too dark.
-_ACCURATE = (
-    av.video.reformatter.Interpolation.BICUBIC
-    | av.video.reformatter.Interpolation.ACCURATE_RND
-    | av.video.reformatter.Interpolation.FULL_CHR_H_INT
-)
+# SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT: not all versions of PyAV have names for the flags.
+_ACCURATE = 0x4 | 0x40000 | 0x2000
 _BT709 = 1  # the same number for matrix, primaries and transfer in ITU-T H.273
 _LIMITED_RANGE = 1
 # Browsers show gif frames of less than 2/100 s for 10/100 s.

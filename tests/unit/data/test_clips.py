@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msdv.data.clips import caption_from_name, find_clips, read_frames
+from msdv.data.clips import find_clips, read_frames
 from msdv.errors import MsdvError, UsageError
 
 
@@ -103,19 +103,3 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "000001.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     with pytest.raises(MsdvError, match=r"000001.jpg can't be decoded .*run msdv prep again"):
         read_frames([tmp_path / "000001.jpg"], 16)
-
-
-@pytest.mark.parametrize(
-    ("name", "caption"),
-    [
-        ("white_clouds-drifting 003.mp4", "white clouds drifting"),
-        ("Sea at night.mov", "Sea at night"),
-        ("VID_20210304_120000.mp4", ""),
-        ("DSC_0042.MOV", ""),
-        ("pexels-sunset-4k-8372615.mp4", "pexels sunset"),
-        ("clouds", "clouds"),
-        ("12 monkeys.mkv", "12 monkeys"),
-    ],
-)
-def test_captions_from_names(name: str, caption: str) -> None:
-    assert caption_from_name(name) == caption

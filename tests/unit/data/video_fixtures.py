@@ -112,7 +112,7 @@ def write_sound(path: Path, seconds: float = 1.0, *, cover: bool = False) -> Pat
             stream: Any = container.add_stream("mjpeg", rate=1)
             stream.width = stream.height = 64
             stream.pix_fmt = "yuvj420p"
-            stream.disposition = av.stream.Disposition.attached_pic
+            stream.disposition = av.stream.Disposition.attached_pic.value
             frame = av.VideoFrame.from_ndarray(numbered(1), format="rgb24").reformat(format="yuvj420p")
             container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
