@@ -37,7 +37,7 @@ ENCODER = ("encoder.", "quant_conv.")
 """Parts of an autoencoder that latents depend on."""
 EVALUATION_LEVELS = 4
 """Noise levels a held-out clip."""
-EVALUATION_CLIPS = 16
+EVALUATION_CLIPS = 8
 """Held-out clips looked at while training."""
 
 
@@ -80,6 +80,7 @@ class Training:
         self.held_out = self._batches(self.held_out_clips) if self.held_out_clips else None
         self._blank = self._blank_condition()
         self.motion = self._measure_motion()
+        self._loss_off: dict[str, float] = {}
         self._sample_prompts = list(config.sample_prompt) or self._prompts_from_clips()
         self._sample_text = self.base.encode_prompts([*self._sample_prompts, ""])
         self.base.unload("text_encoder")
@@ -186,17 +187,20 @@ class Training:
                 noise = mixed_noise(batch.latents.shape, batch.row_velocity, share, generator)
                 yield batch.latents, batch.text, noise
 
-        return [
-            held_out_loss(
+        losses = []
+        for kind in kinds:
+            loss = held_out_loss(
                 self.model,
                 self.schedule,
                 items(kind),
                 levels=EVALUATION_LEVELS,
                 noise_kind=kind,
                 condition=self.condition(1),
+                known_off=self._loss_off.get(kind),
             )
-            for kind in kinds
-        ]
+            self._loss_off[kind] = loss.off
+            losses.append(loss)
+        return losses
 
     def _prompts_from_clips(self) -> list[str]:
         captions = sorted({clip.caption for clip in self.training_clips or self.held_out_clips})

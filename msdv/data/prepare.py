@@ -134,8 +134,9 @@ class _Preparation:
         finally:
             rows = update_manifest(folder, self.lock, self.rows)
         clips = [folder / row["clip"] for row in rows if (folder / row["clip"]).is_dir()]
-        with self.lock.writing():
-            write_contact_sheet(folder / CONTACT_SHEET, clips)
+        if clips:
+            with self.lock.writing():
+                write_contact_sheet(folder / CONTACT_SHEET, clips)
         if not self.made + self.skipped and processes == 1:
             raise MsdvError(self._nothing_used())
         return PrepReport(folder, self.made, self.skipped, len(self.failed), self.frames, folder / CONTACT_SHEET)
@@ -242,6 +243,8 @@ def _check_paths(config: PrepConfig) -> None:
         raise UsageError(f"{frames} is a file: give a folder for the frames, as in msdv prep {videos} frames/")
     if videos.resolve() == frames.resolve():
         raise UsageError(f"{frames} holds the videos: give another folder for the frames")
+    if videos.is_file() and is_picture(videos):
+        raise UsageError(f"{videos} is a picture: give a folder of videos, or one video")
     if videos.is_file() and videos.resolve().parent == frames.resolve():
         raise UsageError(f"{frames} holds the video itself: give another folder for the frames")
 

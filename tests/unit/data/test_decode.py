@@ -98,6 +98,20 @@ def test_times_count_from_the_start_of_the_container(tmp_path: Path) -> None:
     assert read_timeline(path).times[25] == 1
 
 
+@pytest.mark.parametrize("b_frames", ["0", "3"])
+def test_edit_lists_hide_frames(tmp_path: Path, b_frames: str) -> None:
+    """What a phone's editor cuts off stays in the file: ten frames that no player shows."""
+    path = write_clip(
+        tmp_path / "a.mp4",
+        times=range(-10, 30),
+        options={**B_FRAMES, "bf": b_frames},
+        container_options={"avoid_negative_ts": "disabled"},
+    )
+    assert read_timeline(path).end == Fraction(30, 25)
+    assert numbers(path) == {i: i + 10 for i in range(30)}
+    assert numbers(path, [0, 7, 29]) == {0: 10, 7: 17, 29: 39}
+
+
 def test_sound_longer_than_the_picture_does_not_lengthen_it(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mp4", 25, sound=4.0)
     timeline = read_timeline(path)

@@ -304,6 +304,9 @@ def test_paths_that_can_not_be_meant(videos: Path, frames: Path, tmp_path: Path)
     path = write_clip(videos / "a.mp4", 5)
     with pytest.raises(UsageError, match="holds the videos"):
         prep(videos, videos / ".." / "videos")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="is a picture"):
+        prep(tmp_path / "a.png", frames)
     with pytest.raises(UsageError, match="holds the video itself"):
         prep(path, videos)
     with pytest.raises(UsageError, match="is a file"):

@@ -27,6 +27,8 @@ def test_untrained_layers_change_nothing_and_ruined_ones_are_seen() -> None:
     ruined = held_out_loss(model, schedule, iter(clips), levels=4, noise_kind="independent")
     assert ruined.off == result.off
     assert ruined.gain < 0
+    known = held_out_loss(model, schedule, iter(clips), levels=4, noise_kind="independent", known_off=result.off)
+    assert known == ruined
 
 
 def test_the_result_in_words_and_numbers() -> None:
