@@ -14,8 +14,9 @@ from msdv.errors import MsdvError, UsageError
 from msdv.files import is_unfinished
 
 MANIFEST = "manifest.jsonl"
-VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .wmv .flv .mpg .mpeg .ts .mts .m2ts .3gp .ogv .gif .h264 .hevc .vob".split()
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
+    *(".3gp", ".ogv", ".gif", ".h264", ".hevc", ".vob"),
 )
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 

@@ -65,7 +65,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def explicit_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The definition: (b, heads, q, d), (b, heads, n, d) twice -> (b, heads, q, d); holds all b * heads * q * n scores."""
+    """The definition, (b, heads, q, d) and (b, heads, n, d) twice -> (b, heads, q, d): all b * heads * q * n scores."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     return scores.softmax(-1) @ value
 

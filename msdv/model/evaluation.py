@@ -57,7 +57,7 @@ def held_out_loss(
     without temporal layers where it was measured on the same items before: training does not change it."""
     device = next(model.parameters()).device
     on, off, clips = 0.0, 0.0, 0
-    for clips, (latents, text, noise) in enumerate(items, start=1):  # noqa: B007 (counts them)
+    for clips, (latents, text, noise) in enumerate(items, start=1):
         latents, text, noise = (t.to(device) for t in (latents, text, noise))
         for level in range(levels):
             # The golden ratio's multiples fill an interval evenly, however many there are.

@@ -1,4 +1,4 @@
-"""What ships must move: clouds drift, ground stays, words count. Numbers of longer samples are in docs/measurements.md."""
+"""What ships must move: clouds drift, ground stays, words count. Longer samples: see docs/measurements.md."""
 
 from pathlib import Path
 

@@ -109,7 +109,7 @@ def test_the_newest_run_is_used_where_no_model_is_named(
 
 
 def test_wrong_results_are_refused_before_the_work(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="choose .gif, .mp4"):
+    with pytest.raises(UsageError, match=r"choose .gif, .mp4"):
         sample(settings(run, tmp_path / "a.avi"))
     (tmp_path / "a.gif").write_text("mine")
     with pytest.raises(UsageError, match="exists: choose another name, or pass --overwrite"):
@@ -124,7 +124,7 @@ def test_models_that_cannot_be_used_say_why(run: Path, tiny_base: Path, tmp_path
     with pytest.raises(UsageError, match="nowhere does not exist: give a run folder or a temporal"):
         sample(settings(run, tmp_path / "a.gif", model="nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MsdvError, match="has no temporal.safetensors yet: train on, or give another run"):
+    with pytest.raises(MsdvError, match=r"has no temporal.safetensors yet: train on, or give another run"):
         sample(settings(run, tmp_path / "a.gif", model=str(tmp_path / "empty")))
     other = tmp_path / "other"
     save_folder(other, tiny_pipeline(seed=7))

@@ -99,18 +99,18 @@ def test_a_resumed_run_ends_with_the_same_weights(
     whole = train(settings(tiny_base, sky_frames, tmp_path / "whole", **changes))
     import msdv.train
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     real = msdv.train._Loop._step
 
     def dies(self: msdv.train._Loop, step: int, stop: bool) -> tuple[float, float, bool]:
         if step == 4:
-            raise Killed
+            raise KilledError
         return real(self, step, stop)
 
     monkeypatch.setattr(msdv.train._Loop, "_step", dies)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(settings(tiny_base, sky_frames, tmp_path / "cut", **changes))
     monkeypatch.setattr(msdv.train._Loop, "_step", real)
     resumed = train(TrainConfig(resume=str(tmp_path / "cut")))

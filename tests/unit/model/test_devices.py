@@ -29,7 +29,7 @@ def test_a_machine_without_cards_gets_its_cpu(no_cards: None) -> None:
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps"])
 def test_absent_devices_are_refused_with_what_to_do(no_cards: None, name: str) -> None:
-    with pytest.raises(UsageError, match=f"--device {name}.*--device cpu"):
+    with pytest.raises(UsageError, match=rf"--device {name}.*--device cpu"):
         choose_device(name)
 
 
