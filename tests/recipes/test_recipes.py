@@ -46,17 +46,17 @@ def test_smoke_runs_from_videos_to_export(tmp_path: Path, monkeypatch: pytest.Mo
     from msdv.data.synthetic import main as write_videos
 
     monkeypatch.chdir(tmp_path)
-    write_videos(["smoke/videos", "--count", "3", "--seconds", "6"])
+    write_videos(["smoke/videos", "--count", "2", "--seconds", "6"])
     shorter = {
         "prep": ["--workers", "1"],
         "train": ["--steps", "2", "--sample-every", "0"],
-        "sample": ["--frames", "4", "--steps", "2"],
+        "sample": ["--frames", "3", "--steps", "2"],
         "export": [],
     }
     for command, options in shorter.items():
         assert run([command, "--config", str(SMOKE), *options]) == 0, capsys.readouterr().err
     smoke = tmp_path / "smoke"
-    assert len(list(smoke.glob("frames/*.mp4/*.jpg"))) == 3 * 10
+    assert len(list(smoke.glob("frames/*.mp4/*.jpg"))) == 2 * 10
     rows = (smoke / "run" / "metrics.jsonl").read_text().splitlines()
     assert sum('"loss"' in row for row in rows) == 2
     assert (smoke / "out.gif").read_bytes()[:6] == b"GIF89a"
