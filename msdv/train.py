@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,7 +92,9 @@ def train(config: TrainConfig) -> TrainReport:
     main = accelerator.is_main_process
     run, config = _open_run(config)
     rank, processes = accelerator.process_index, accelerator.num_processes
-    training = Training(config, rank=rank, processes=processes, barrier=accelerator.wait_for_everyone)
+    resumed = config.resume is not None
+    barrier = accelerator.wait_for_everyone
+    training = Training(config, resumed=resumed, rank=rank, processes=processes, barrier=barrier)
     optimizer = MasterOptimizer(
         training.model.temporal_parameters(),
         lr=config.lr,
@@ -101,11 +104,11 @@ def train(config: TrainConfig) -> TrainReport:
         on_host=config.offload_optim,
         loss_scaling=next(training.model.parameters()).dtype == torch.float16,
     )
-    first = _resume(run, optimizer) if config.resume else 0
+    first = _resume(run, optimizer) if resumed else 0
     if first >= config.steps:
         raise UsageError(f"{run.folder} has all its {first} steps: pass --steps {2 * first} to train on")
     if main:
-        _prepare_folder(run, config, first)
+        _prepare_folder(run, training.resolved(), first)
     writer = _tensorboard(run) if main else None
     loop = _Loop(config, run, training, optimizer, accelerator, writer)
     try:
@@ -127,13 +130,23 @@ def _open_run(config: TrainConfig) -> tuple[Run, TrainConfig]:
     defaults = TrainConfig.model_fields
     for name in _FIXED:
         before = settings.get(name, defaults[name].default)
-        if name in given and given[name] != before:
+        if name in given and not _same(given[name], before):
             raise UsageError(
                 f"--{name.replace('_', '-')} {given[name]}: {run.folder} was started with {before}: "
                 "leave the option out, or start a new run"
             )
+    for half, other in (("fp16", "bf16"), ("bf16", "fp16")):
+        if given.get(half):
+            settings.pop(other, None)
     settings.update(given)
     return run, TrainConfig.model_validate({**settings, "resume": str(run.folder), "out": None})
+
+
+def _same(given: Any, before: Any) -> bool:
+    """Whether two values of a setting mean the same: a path may be written in more than one way."""
+    if isinstance(given, str) and isinstance(before, str):
+        return given == before or Path(given).resolve() == Path(before).resolve()
+    return bool(given == before)
 
 
 def _prepare_folder(run: Run, config: TrainConfig, first: int) -> None:
@@ -280,7 +293,8 @@ class _Loop:
             self.run.drop_old_checkpoints(self.config.keep_checkpoints)
             with self._averaged_weights():
                 self.held_out = self.training.evaluate()
-            say("; ".join([f"step {step}: loss {loss:.4f}", *map(str, self.held_out)]))
+            if step < self.config.steps:  # the last one's are in the report
+                say("; ".join([f"step {step}: loss {loss:.4f}", *map(str, self.held_out)]))
             for held in self.held_out:
                 self.run.log(step=step, held_out=held.as_dict())
                 self.writer.add_scalars(f"held_out/{held.noise}", {"on": held.on, "off": held.off}, step)

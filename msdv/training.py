@@ -24,7 +24,7 @@ from msdv.model.evaluation import HeldOutLoss, held_out_loss
 from msdv.model.inflate import VideoUNet
 from msdv.model.noise import AT_REST, estimate_row_velocity, independent_noise, mixed_noise, motion_of, velocity_for
 from msdv.model.temporal import build_video_unet, module_hash
-from msdv.run import weights_in
+from msdv.run import trained_base, weights_in
 from msdv.weights import Motion, TemporalMetadata
 
 SAMPLES = 3
@@ -48,18 +48,20 @@ class Training:
         self,
         config: TrainConfig,
         *,
+        resumed: bool = False,
         rank: int = 0,
         processes: int = 1,
         barrier: Callable[[], None] = lambda: None,
     ) -> None:
-        """Load the image model, fill the cache, put temporal layers in.
+        """Load the image model, fill the cache, put temporal layers in; `resumed` leaves their weights to a checkpoint.
 
         Raises UsageError and MsdvError as the parts do, with the next step to take.
         """
         self.config = config
         self.device = choose_device(config.device)
         precision = choose_precision(config.fp16, config.bf16, self.device)
-        name, note = choose_base(config.base, self.device)
+        self._init = None if resumed or config.init in ("auto", "none") else weights_in(config.init)
+        name, note = choose_base(config.base or (trained_base(self._init) if self._init else None), self.device)
         clips, left_out = find_clips(config.data, config.frames)
         for line in [precision.note, note, *(f"left out {line}" for line in left_out[:5])]:
             say(line)
@@ -73,7 +75,7 @@ class Training:
         self.training_clips, self.held_out_clips = self._split(clips)
         self._latents, self._text = self._fill_cache(clips, rank, processes)
         barrier()
-        self.model, start = self._build_model()
+        self.model, start = self._build_model(resumed)
         self.noise = config.noise or (start.noise if start else "independent")
         self.schedule = TrainingSchedule(self.base.scheduler_config)
         self.batches = self._batches(self.training_clips)
@@ -122,13 +124,9 @@ class Training:
         text.encode(sorted(captions), self.base.encode_prompts)
         return latents, text
 
-    def _build_model(self) -> tuple[VideoUNet, TemporalMetadata | None]:
+    def _build_model(self, resumed: bool) -> tuple[VideoUNet, TemporalMetadata | None]:
         config = self.config
-        source: Path | dict[str, Tensor] | None = None
-        if config.init == "auto":
-            source = self.base.temporal
-        elif config.init != "none":
-            source = weights_in(config.init)
+        source = self.base.temporal if config.init == "auto" and not resumed else self._init
         model, metadata = build_video_unet(
             self.base,
             source,
@@ -142,6 +140,11 @@ class Training:
         if (config.checkpointing or ("none" if self.device.type == "cpu" else "full")) == "full":
             model.unet.enable_gradient_checkpointing()
         return model, metadata
+
+    def resolved(self) -> TrainConfig:
+        """The settings with what was left open filled in: what this training is, wherever it goes on."""
+        filled = {"base": self.base.name, "size": self.size, "noise": self.noise, "group_norm": self.model.group_norm}
+        return self.config.model_copy(update=filled)
 
     def _blank_condition(self) -> Tensor | None:
         """For inpainting models: everything is to be painted."""

@@ -35,8 +35,9 @@ class HeldOutLoss:
         return {**asdict(self), "gain": self.gain}
 
     def __str__(self) -> str:
+        clips = f"{self.clips} clip" + ("" if self.clips == 1 else "s")
         return (
-            f"loss on {self.clips} clips, {self.noise} noise: {self.on:.4f} with temporal layers, "
+            f"loss on {clips}, {self.noise} noise: {self.on:.4f} with temporal layers, "
             f"{self.off:.4f} without: {abs(self.gain):.1%} {'lower' if self.gain >= 0 else 'higher'}"
         )
 

@@ -129,6 +129,25 @@ def test_more_steps_can_be_asked_for_and_other_data_cannot(tiny_base: Path, sky_
     assert train(TrainConfig(resume=str(tmp_path / "run"), steps=5)).steps == 5
 
 
+def test_a_run_says_all_that_it_was_made_with_and_resumes_in_another_precision(
+    tiny_base: Path, sky_frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from msdv.recipe import read_section
+
+    start = train(settings(tiny_base, sky_frames, tmp_path / "start", steps=1, noise="flow", group_norm="joint")).run
+    values = {"data": sky_frames, "init": str(start.folder), "frames": 4, "sample_every": 0, "fp16": True}
+    config = TrainConfig.model_validate({**values, "steps": 2, "out": tmp_path / "run", "device": "cpu", "holdout": 0})
+    run = train(config).run
+    resolved = read_section(run.config, "train")
+    assert resolved["base"] == str(tiny_base)
+    assert (resolved["size"], resolved["noise"], resolved["group_norm"]) == (64, "flow", "joint")
+    start.weights.unlink()  # what it started from may be gone
+    monkeypatch.chdir(tiny_base.parent)
+    resumed = train(TrainConfig(resume=str(run.folder), steps=3, bf16=True, base=tiny_base.name))
+    assert load_temporal(resumed.run.weights)[1].group_norm == "joint"
+    assert read_section(run.config, "train")["fp16"] is False
+
+
 def test_an_existing_run_is_not_overwritten(tiny_base: Path, sky_frames: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")

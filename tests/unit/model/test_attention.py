@@ -27,14 +27,15 @@ def test_attention_is_the_definition(needs_gradient: bool) -> None:
     torch.testing.assert_close(attention(q, k, v).double(), definition(q.detach(), k, v), atol=1e-6, rtol=1e-5)
 
 
-def test_gradients_are_those_of_torch() -> None:
-    ours = [t.requires_grad_() for t in tensors()]
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_gradients_are_those_of_torch(dtype: torch.dtype, tolerance: float) -> None:
+    ours = [t.to(dtype).requires_grad_() for t in tensors()]
     theirs = [t.detach().clone().requires_grad_() for t in ours]
     attention(*ours).square().sum().backward()
     out = torch.nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in theirs)).transpose(1, 2)
     out.square().sum().backward()
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(a.grad, b.grad, atol=tolerance, rtol=10 * tolerance)
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 5, 100])
@@ -43,11 +44,29 @@ def test_a_batch_too_large_for_one_grid_is_split(most: int) -> None:
     torch.testing.assert_close(attention(q, k, v, max_batch_heads=most), attention(q, k, v))
 
 
-def test_more_scores_than_a_cpu_should_hold_go_through_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = (t.requires_grad_() for t in tensors())
-    monkeypatch.setattr(module, "MAX_CPU_SCORES", 0)
-    monkeypatch.setattr(module, "explicit_attention", lambda *_: pytest.fail("held the scores"))
+@pytest.mark.parametrize(
+    ("dtype", "gradient", "most", "held"),
+    [
+        (torch.bfloat16, True, 2**27, True),
+        (torch.bfloat16, True, 0, False),
+        (torch.bfloat16, False, 2**27, False),
+        (torch.float32, True, 2**27, False),
+    ],
+)
+def test_scores_are_held_only_where_that_is_faster_and_fits(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, gradient: bool, most: int, held: bool
+) -> None:
+    calls: list[int] = []
+
+    def watched(*tensors: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return explicit_attention(*tensors)
+
+    monkeypatch.setattr(module, "MAX_CPU_SCORES", most)
+    monkeypatch.setattr(module, "explicit_attention", watched)
+    q, k, v = (t.to(dtype).requires_grad_(gradient) for t in tensors())
     attention(q, k, v)
+    assert bool(calls) == held
 
 
 def test_explicit_attention_scales_by_the_head_size() -> None:
