@@ -1,7 +1,7 @@
 """Stage 1: render the pictures that the base learns from.
 
 In: nothing. Out: WORK/images.npy, uint8 (scenes, frames, h, w, 3), and WORK/skies.json, the `Sky` of each scene.
-Both cores, 32,000 pictures: MEASURED.
+On two cores, 32,000 pictures took 75 seconds.
 """
 
 from __future__ import annotations

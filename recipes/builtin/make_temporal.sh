@@ -17,7 +17,7 @@ resume=""
 if [ -n "$resume" ] || [ ! -e run/temporal.safetensors ]; then
     start=${resume:-"--config $recipe --data frames --out run"}
     # shellcheck disable=SC2086
-    accelerate launch --cpu --num_machines 1 --num_processes "$processes" --mixed_precision no --dynamo_backend no \
+    ACCELERATE_USE_CPU=true torchrun --standalone --nproc-per-node "$processes" \
         -m msdv train $start
 fi
 msdv export run -o "$here/../../msdv/builtin/temporal.safetensors" --overwrite
