@@ -7,7 +7,7 @@ Each is written as soon as it is computed, so that a killed run loses one clip's
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +19,8 @@ from msdv.data.clips import Clip, read_frames
 from msdv.files import write_file
 
 FOLDER = ".cache"
+MOTION_FRAMES = 64
+"""Motion is measured on this many frames from the middle of a clip: memory must not grow with its length."""
 
 EncodeFrames = Callable[[Tensor], Tensor]
 """(n, 3, h, w) in -1..1 -> (n, 4, h/8, w/8)."""
@@ -42,14 +44,22 @@ class LatentCache:
     size: int
     vae_hash: str
     flip: bool
+    _files: dict[str, Path] = field(default_factory=dict, compare=False, repr=False)
 
     def file(self, clip: Clip) -> Path:
-        """Where the latents of a clip are, or will be."""
+        """Where the latents of a clip are, or will be; looked up once, so that a training keeps its data."""
+        if clip.name not in self._files:
+            self._files[clip.name] = self._file(clip)
+        return self._files[clip.name]
+
+    def _file(self, clip: Clip) -> Path:
         key = hashlib.sha256(f"1 {self.size} {self.vae_hash} {self.flip}".encode())
         for path in clip.files:
             stat = path.stat()
             key.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        return self.folder / f"{clip.name[:80]}-{key.hexdigest()[:20]}.safetensors"
+        # File systems count bytes: 255 at most.
+        name = clip.name.encode()[:120].decode(errors="ignore")
+        return self.folder / f"{name}-{key.hexdigest()[:20]}.safetensors"
 
     def is_cached(self, clip: Clip) -> bool:
         """Whether the clip's latents are there and readable."""
@@ -64,9 +74,10 @@ class LatentCache:
         """Compute a clip's latents (mirrored too if asked for) and its row velocities, and write them."""
         latents: list[list[Tensor]] = [[], []]
         grey = []
+        middle = range(max(0, (len(clip) - MOTION_FRAMES) // 2), len(clip))[:MOTION_FRAMES]
         for start in range(0, len(clip), chunk):
             pixels = torch.from_numpy(read_frames(clip.files[start : start + chunk], self.size))
-            grey.append(pixels.float().mean(-1))
+            grey += [pixels[index - start].float().mean(-1) for index in middle if start <= index < start + chunk]
             frames = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
             latents[0].append(encode_frames(frames).cpu())
             if self.flip:
@@ -75,7 +86,7 @@ class LatentCache:
         stacked = torch.stack([torch.cat(view).transpose(0, 1) for view in latents if view])
         tensors = {
             "latents": stacked.to(torch.float16).contiguous(),
-            "row_velocity": measure_motion(torch.cat(grey)).float().contiguous(),
+            "row_velocity": measure_motion(torch.stack(grey)).float().contiguous(),
         }
         with write_file(self.file(clip)) as temporary:
             save_file(tensors, temporary)
@@ -83,7 +94,7 @@ class LatentCache:
     def row_velocity(self, clip: Clip) -> Tensor:
         """(rows,) pixels per frame, positive to the right, of the clip as it is, not mirrored."""
         with safe_open(self.file(clip), framework="pt") as file:
-            return file.get_tensor("row_velocity")
+            return file.get_tensor("row_velocity").clone()
 
     def window(self, clip: Clip, start: int, frames: int, mirrored: bool) -> Tensor:
         """Latents (4, frames, h, w), float32, read from disk alone."""

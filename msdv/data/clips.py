@@ -53,7 +53,9 @@ def find_clips(data: Path, min_frames: int) -> tuple[list[Clip], list[str]]:
             continue
         row = rows.get(folder.name, {})
         caption = str(row["caption"]) if row.get("caption") is not None else caption_from_name(folder.name)
-        clips.append(Clip(folder.name, tuple(files), caption, float(row.get("fps") or 5.0)))
+        fps = row.get("fps")
+        rate = float(fps) if isinstance(fps, int | float) and fps > 0 else 5.0
+        clips.append(Clip(folder.name, tuple(files), caption, rate))
     if not clips:
         _explain_empty(data, min_frames, left_out)
     return clips, left_out
@@ -77,7 +79,10 @@ def _read_manifest(data: Path) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     manifest = data / MANIFEST
     if manifest.is_file():
-        for line in manifest.read_text(encoding="utf-8").splitlines():
+        # People edit it: blank lines and the byte order mark of Windows' editors are no damage.
+        for line in manifest.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from msdv.config import SchedulerName
-from msdv.errors import MsdvError
+from msdv.errors import MsdvError, UsageError
 from msdv.model.inflate import VideoUNet
 
 _SCHEDULERS: dict[SchedulerName, str] = {
@@ -36,6 +36,8 @@ def make_scheduler(name: SchedulerName, config: Mapping[str, Any]) -> Any:
     """A diffusers scheduler by name, on the noise schedule of an image model's scheduler configuration."""
     scheduler = getattr(diffusers, _SCHEDULERS[name])
     known = set(inspect.signature(scheduler.__init__).parameters)
+    # DDIM's own defaults suit pictures, not latents: it would clip them to -1..1 and wash out colours.
+    config = {"clip_sample": False, "set_alpha_to_one": False, **config}
     return scheduler.from_config({k: v for k, v in config.items() if k in known})
 
 
@@ -101,7 +103,7 @@ def denoise(
     in turn, which takes half the memory of making them together. `generator` is for schedulers that add noise.
     `on_step` is called after each step, from 1. Raises MsdvError if the result is not finite.
     """
-    scheduler.set_timesteps(steps, device=noise.device)
+    _set_timesteps(scheduler, steps, noise.device)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": generator} if takes_generator else {}
     latents = noise.float() * scheduler.init_noise_sigma
@@ -123,3 +125,14 @@ def blank_condition(image_latents: Tensor, frames: int) -> Tensor:
     a grey picture (1, 4, h, w) -> (1, 5, frames, h, w)."""
     image = image_latents.float().unsqueeze(2).expand(-1, -1, frames, -1, -1)
     return torch.cat([torch.ones_like(image[:, :1]), image], dim=1)
+
+
+def _set_timesteps(scheduler: Any, steps: int, device: torch.device) -> None:
+    """Raise UsageError where the scheduler can't take that many steps."""
+    name = type(scheduler).__name__
+    try:
+        scheduler.set_timesteps(steps, device=device)
+    except (ValueError, IndexError) as error:
+        raise UsageError(f"--steps {steps}: {name} can't take so many ({error}): lower it") from error
+    if scheduler.timesteps.max() >= scheduler.config.num_train_timesteps:
+        raise UsageError(f"--steps {steps}: {name} can't take so many on this image model's schedule: lower it")

@@ -1,6 +1,7 @@
 """AdamW on float32 masters of the temporal weights: what lets the model itself be in half precision, and the optimizer
 be in the computer's memory instead of the graphics card's."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,13 +32,11 @@ class MasterOptimizer:
         weights, 0 for none. loss_scaling: for float16."""
         self._parameters = dict(parameters)
         first = next(iter(self._parameters.values()))
-        self._device = first.device
         home = torch.device("cpu") if on_host else first.device
-        self._identity = {k: _identity_of(k, p).to(home) for k, p in parameters.items() if _is_convolution(k, p)}
         self.masters: dict[str, nn.Parameter] = {}
         for key, parameter in parameters.items():
             value = parameter.detach().to(home, torch.float32, copy=True)
-            self.masters[key] = nn.Parameter(value - self._identity[key] if key in self._identity else value)
+            self.masters[key] = nn.Parameter(_add_identity(key, value, -1))
         self.gradients = torch.zeros(sum(p.numel() for p in self.masters.values()), device=home)
         start = 0
         for master in self.masters.values():
@@ -49,7 +48,10 @@ class MasterOptimizer:
         groups = self._groups(lr, conv_lr, weight_decay)
         # Fused: one kernel for all weights; there is none for MPS.
         self._adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=home.type in ("cpu", "cuda"))
-        self.scaler = torch.amp.GradScaler(self._device.type, enabled=loss_scaling)
+        self.scaler = torch.amp.GradScaler(home.type, enabled=loss_scaling)
+        # Its first call decides where the scale lives: beside the masters. Elsewhere, the step would read it from a
+        # copy that may not have arrived yet.
+        self.scaler.scale(torch.zeros((), device=home))
 
     def _groups(self, lr: float, conv_lr: float, weight_decay: float) -> list[dict[str, Any]]:
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -63,7 +65,7 @@ class MasterOptimizer:
         ]
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of `loss`, added to those since the last step; they leave the device as soon as they are whole."""
+        """Gradients of `loss`, added to those since the last step."""
         self.scaler.scale(loss).backward()
         for key, parameter in self._parameters.items():
             if parameter.grad is not None:
@@ -71,16 +73,18 @@ class MasterOptimizer:
                 parameter.grad = None
 
     def step(self, lr: float, max_grad_norm: float) -> float:
-        """One AdamW step at learning rate `lr` with the gradients so far, whose norm is returned (not finite where
-        float16 overflowed: the step is skipped then, and the loss scale lowered)."""
+        """One AdamW step at learning rate `lr` with the gradients so far, whose norm is returned. Where it is not
+        finite nothing changes, but that the loss scale of float16 is lowered."""
         for group in self._adamw.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.scaler.unscale_(self._adamw)
         norm = torch.nn.utils.clip_grad_norm_(list(self.masters.values()), max_grad_norm).item()
-        self.scaler.step(self._adamw)
-        self.scaler.update()
+        finite = math.isfinite(norm)
+        if finite or self.scaler.is_enabled():
+            self.scaler.step(self._adamw)
+            self.scaler.update()
         self.gradients.zero_()
-        if norm == norm and norm != float("inf"):
+        if finite:
             self._updates += 1
             if self._average:
                 # A young average follows fast, so that it does not remember the untrained weights.
@@ -94,8 +98,7 @@ class MasterOptimizer:
     def _publish(self, masters: Mapping[str, Tensor]) -> None:
         """Copy masters into the model, in its precision."""
         for key, parameter in self._parameters.items():
-            value = masters[key]
-            parameter.copy_(value + self._identity[key] if key in self._identity else value)
+            parameter.copy_(_add_identity(key, masters[key].to(torch.float32, copy=True), 1))
 
     def use_average(self, on: bool) -> None:
         """Put the averaged weights into the model, or the current ones back. Without averaging nothing changes."""
@@ -106,7 +109,7 @@ class MasterOptimizer:
     def weights(self) -> dict[str, Tensor]:
         """What is to be saved and sampled from: the averaged weights, else the current ones; float32."""
         source: Mapping[str, Tensor] = self._average or self.masters
-        return {k: (v + self._identity[k] if k in self._identity else v).detach().clone() for k, v in source.items()}
+        return {k: _add_identity(k, v.detach().clone(), 1) for k, v in source.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs to go on as if it had not stopped."""
@@ -131,9 +134,8 @@ class MasterOptimizer:
         self._publish(self.masters)
 
 
-def _is_convolution(key: str, parameter: Tensor) -> bool:
-    return key.endswith("temporal_conv.weight") and parameter.ndim == 3
-
-
-def _identity_of(key: str, parameter: Tensor) -> Tensor:
-    return nn.init.dirac_(torch.empty_like(parameter, dtype=torch.float32))
+def _add_identity(key: str, weight: Tensor, factor: int) -> Tensor:
+    """`weight` itself, changed in place: for a temporal convolution (c, c, 3), with `factor` identities added."""
+    if key.endswith("temporal_conv.weight"):
+        weight[:, :, 1].diagonal().add_(factor)
+    return weight

@@ -56,6 +56,17 @@ def check_match(base: Base, metadata: TemporalMetadata, source: Path) -> None:
             f"{source} was trained on {metadata.base} ({metadata.unet_hash[:12]}), not on {base.name} "
             f"({base.unet_hash[:12]}): pass --base {metadata.base}, or other weights"
         )
+    if metadata.prediction_type != base.prediction_type:
+        raise MsdvError(
+            f"{source} was trained with {metadata.prediction_type}, {base.name} predicts {base.prediction_type}: "
+            f"pass --base {metadata.base}, or other weights"
+        )
+    for key, value in metadata.scheduler.items():
+        if key in base.scheduler_config and base.scheduler_config[key] != value:
+            raise MsdvError(
+                f"{source} was trained on a noise schedule with {key} {value}, {base.name} has "
+                f"{base.scheduler_config[key]}: pass --base {metadata.base}, or other weights"
+            )
 
 
 def module_hash(module: Any, parts: tuple[str, ...] = ("",)) -> str:
