@@ -51,9 +51,20 @@ PictureSize = Annotated[int, Field(ge=16, le=4096, json_schema_extra={"multipleO
 
 
 def _motion(motion: str) -> str:
-    if not re.fullmatch(r"auto|none|(left|right)(:\d+(\.\d+)?)?", motion, re.ASCII):
-        raise ValueError("must be auto, none, left or right, the last two with a speed if you like: left:1.5")
+    if not re.fullmatch(r"auto|none|(left|right)(:\d{1,3}(\.\d+)?)?", motion, re.ASCII):
+        raise ValueError("must be auto, none, left or right, the last two with a speed under 1000: left:1.5")
     return motion
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is not valid UTF-8 text: write it in plain letters") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
 
 
 Motion = Annotated[str, AfterValidator(_motion)]
@@ -113,7 +124,7 @@ class PrepConfig(CommandConfig):
     """Which frames: `grid` takes what is on display at start + j/fps; `script` exactly those that the 2022 bash script
     took, so that an old data set can be made again."""
 
-    caption: str | None = option(None, "Captions")
+    caption: Text | None = option(None, "Captions")
     """One caption for all clips. Not given: the text file beside a video (clouds.txt for clouds.mp4), else its name."""
 
     workers: int | None = option(None, "Run", ge=1, le=256)
@@ -203,7 +214,7 @@ class TrainConfig(DeviceConfig):
     """`full` computes each block again in the backward pass instead of keeping its insides: far less memory for a third
     more time. Not given: `full` on a graphics card, `none` on a CPU."""
 
-    seed: int = option(0, "Run", ge=0)
+    seed: int = option(0, "Run", ge=0, le=2**63 - 1)
     """Decides every random choice of the run."""
 
     checkpoint_every: int = option(500, "Run", ge=1)
@@ -215,7 +226,7 @@ class TrainConfig(DeviceConfig):
     sample_every: int = option(500, "Run", ge=0)
     """Steps between sample gifs; 0 makes none."""
 
-    sample_prompt: tuple[str, ...] = option((), "Run")
+    sample_prompt: tuple[Text, ...] = option((), "Run")
     """Prompt of a sample gif; may be given several times. Not given: captions of the training clips."""
 
     resume: str | None = option(None, "Run", bare="newest", metavar="RUN")
@@ -234,7 +245,7 @@ class TrainConfig(DeviceConfig):
 class SampleConfig(DeviceConfig):
     """A prompt to a moving picture."""
 
-    prompt: str = option(..., "", argument=True)
+    prompt: Text = option(..., "", argument=True)
     """What to show."""
 
     out: Path = option(..., "Result", flag="-o")
@@ -256,17 +267,18 @@ class SampleConfig(DeviceConfig):
     """Temporal layers: a run folder, a temporal .safetensors, or a pipeline folder. Not given: the newest run under
     runs/ that has weights, else those that come with the image model."""
 
-    negative: str = option("", "Picture")
+    negative: Text = option("", "Picture")
     """What not to show."""
 
-    seed: int = option(0, "Picture", ge=0)
+    seed: int = option(0, "Picture", ge=0, le=2**63 - 1)
     """Another seed gives another video; the same seed the same file."""
 
     steps: int | None = option(None, "Picture", ge=1, le=1000)
     """Denoising steps. Not given: what suits the image model."""
 
     guidance: float | None = option(None, "Picture", ge=1, le=100)
-    """How closely to follow the prompt; 1 is not at all closely, and twice as fast. Not given: what suits the model."""
+    """How strongly to follow the prompt; 1 adds nothing, ignores --negative and is twice as fast. Not given: what suits
+    the model."""
 
     scheduler: SchedulerName | None = option(None, "Picture")
     """Denoising method. Not given: what suits the image model."""

@@ -16,7 +16,7 @@ from msdv.errors import UsageError
 from msdv.files import refuse_overwrite, write_folder
 from msdv.model.base import Base, load_base
 from msdv.model.temporal import check_match
-from msdv.recipe import write_beside
+from msdv.recipe import settings_beside, to_toml, write_beside
 from msdv.run import trained_base, weights_in
 from msdv.weights import FILE_NAME, load_temporal, read_metadata, save_temporal
 
@@ -45,6 +45,7 @@ def export(config: ExportConfig) -> ExportReport:
     to = _choose_format(config)
     refuse_overwrite(config.out, config.overwrite)
     if to == "msdv":
+        refuse_overwrite(settings_beside(config.out), config.overwrite)
         state, metadata = load_temporal(weights)
         save_temporal(config.out, state, metadata)
         write_beside(config.out, "export", config)
@@ -54,7 +55,7 @@ def export(config: ExportConfig) -> ExportReport:
     check_match(base, metadata, weights)
     with write_folder(config.out) as folder:
         _write_pipeline(folder, base, weights)
-    write_beside(config.out, "export", config)
+        (folder / "export.toml").write_text(to_toml("export", config), encoding="utf-8")
     return ExportReport(config.out, "pipeline")
 
 
@@ -65,10 +66,17 @@ def _choose_format(config: ExportConfig) -> str:
     """
     suffix = config.out.suffix.lower()
     is_file = suffix == ".safetensors"
+    if suffix and not is_file and config.to is None and not suffix[1:].isdigit():
+        raise UsageError(
+            f"{config.out}: don't know how to write {suffix}: choose a name that ends in .safetensors, or a folder with "
+            "--to pipeline"
+        )
     if suffix in (".pt", ".pth", ".bin", ".ckpt"):
         raise UsageError(f"{config.out}: msdv writes no pickles: choose a name that ends in .safetensors")
     if config.to == "msdv" and not is_file:
         raise UsageError(f"{config.out}: --to msdv writes one file: choose a name that ends in .safetensors")
+    if config.base and (config.to == "msdv" or (config.to is None and is_file)):
+        raise UsageError(f"--base {config.base}: the temporal layers alone hold no image model: leave it out")
     if config.to == "pipeline" and is_file:
         raise UsageError(f"{config.out}: --to pipeline writes a folder: choose a name without a suffix")
     return config.to or ("msdv" if is_file else "pipeline")
@@ -85,8 +93,15 @@ def _write_pipeline(folder: Path, base: Base, weights: Path) -> None:
         config = module.config
         _write_json(folder / name / "config.json", config.to_dict() if hasattr(config, "to_dict") else dict(config))
         tensors = {k: v.contiguous() for k, v in module.state_dict().items()}
+        if name == "text_encoder":  # transformers 5 leaves the prefix out, published models and other readers have it
+            tensors = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in tensors.items()}
         save_file(tensors, folder / name / f"{file}.safetensors", metadata={"format": "pt"})
     base.tokenizer.save_pretrained(folder / "tokenizer")
+    # The pair of files that readers other than transformers 5 look for.
+    words = json.loads(base.tokenizer.backend_tokenizer.to_str())["model"]
+    _write_json(folder / "tokenizer" / "vocab.json", words["vocab"])
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in words["merges"]]
+    (folder / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]), encoding="utf-8")
     _write_json(folder / "scheduler" / "scheduler_config.json", base.scheduler_config)
     inpainting = base.in_channels == 9
     _write_json(

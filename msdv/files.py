@@ -1,8 +1,10 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +26,14 @@ def write_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        # mkstemp makes files that only their owner reads; a result is an ordinary file.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        with _full_disk_named(path):
+            yield temporary
+            # mkstemp makes files that only their owner reads; a result is an ordinary file.
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            _flush(temporary)
+        _rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -43,19 +47,58 @@ def write_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path.parent))
     try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
+        with _full_disk_named(path):
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o777 & ~umask)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _flush(file)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path.parent))
-            path.replace(old / path.name)
-            temporary.replace(path)
+            _rename(path, old / path.name)
+            try:
+                _rename(temporary, path)
+            except OSError:
+                _rename(old / path.name, path)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
-            temporary.replace(path)
+            _rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(file: Path) -> None:
+    """Have the content on the disk before the name says that it is there: a power cut may come between."""
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
+
+
+def _rename(source: Path, target: Path) -> None:
+    """`Path.replace`, tried for two seconds where Windows' virus scanner or another reader has the file open."""
+    for attempt in range(20):
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            if os.name != "nt" or attempt == 19:
+                raise
+            time.sleep(0.1)
+
+
+@contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
+    """Libraries report a full disk in errors of their own: say what it is."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        if "No space left" in str(error) or shutil.disk_usage(path.parent).free < 2**20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 def is_unfinished(path: Path) -> bool:

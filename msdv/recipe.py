@@ -26,9 +26,14 @@ def to_toml(command: str, config: CommandConfig) -> str:
     return "\n".join([f"[{command}]", *lines, ""])
 
 
+def settings_beside(out: Path) -> Path:
+    """Where the settings that made the file `out` are written: out.gif.toml for out.gif."""
+    return out.with_name(out.name + ".toml")
+
+
 def write_beside(out: Path, command: str, config: CommandConfig) -> None:
-    """Write the settings that made `out` beside it: out.gif.toml for out.gif."""
-    with write_file(out.with_name(out.name + ".toml")) as temporary:
+    """Write the settings that made the file `out` beside it."""
+    with write_file(settings_beside(out)) as temporary:
         temporary.write_text(to_toml(command, config), encoding="utf-8")
 
 

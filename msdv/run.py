@@ -12,6 +12,8 @@ from msdv.files import is_unfinished, write_file
 from msdv.weights import FILE_NAME, read_metadata
 
 RUNS = Path("runs")
+BUILTIN = Path(__file__).parent / "builtin"
+"""The image model that comes with the package, and its temporal layers."""
 _CHECKPOINT = "step-"
 
 
@@ -68,9 +70,16 @@ class Run:
 
     def clear(self) -> None:
         """Remove what an earlier run left here, but nothing that is not a run's."""
-        for name in ("samples", "checkpoints", "tensorboard"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-        for path in (self.config, self.metrics, self.weights, self.report):
+        if not self.config.is_file():
+            return
+        if "[train]" not in self.config.read_text(encoding="utf-8", errors="replace"):
+            raise UsageError(f"{self.config} is not that of a run: choose another --out")
+        for path in (self.folder / "checkpoints").glob(f"{_CHECKPOINT}*"):
+            shutil.rmtree(path, ignore_errors=True)
+        files = [self.metrics, self.weights, self.report, self.config]
+        files += [*(self.folder / "samples").glob(f"{_CHECKPOINT}*.gif")]
+        files += [*(self.folder / "tensorboard").rglob("events.out.tfevents.*")]
+        for path in files:
             path.unlink(missing_ok=True)
 
     def log(self, **values: Any) -> None:
@@ -120,28 +129,29 @@ def newest_run_with_weights(runs: Path = RUNS) -> Run | None:
 
 
 def run_to_resume(name: str) -> Run:
-    """The run that --resume means: a run folder, or `newest` for the newest one with a checkpoint.
+    """The run that --resume means: a run folder, or `newest` for the newest one under runs/. It need not have a
+    checkpoint yet: then it begins again from its settings, which gives the same weights.
 
-    Raises UsageError if there is no such run, MsdvError if it has no checkpoint.
+    Raises UsageError if there is no such run.
     """
     if name == "newest":
-        run = next((run for run in _by_age(RUNS) if run.checkpoints()), None)
-        if run is None:
-            raise UsageError("no run with a checkpoint under runs/: start one with msdv train")
-        return run
+        newest = next(iter(_by_age(RUNS)), None)
+        if newest is None:
+            raise UsageError("no run under runs/: start one with msdv train")
+        return newest
     run = Run(Path(name))
     if not run.config.is_file():
         raise UsageError(f"{name} is not a run folder: give one that msdv train made, or --resume alone for the newest")
-    if not run.checkpoints():
-        raise MsdvError(f"{name} has no checkpoint to go on from: start again with another --out")
     return run
 
 
 def weights_in(name: str) -> Path:
-    """The temporal weights that a run folder, a pipeline folder or a file name means.
+    """The temporal weights that a run folder, a pipeline folder, a file name or `builtin` means.
 
     Raises UsageError if there is nothing there, MsdvError if a folder holds no weights.
     """
+    if name == "builtin":
+        return BUILTIN / FILE_NAME
     path = Path(name)
     if path.is_dir():
         weights = path / FILE_NAME
@@ -155,6 +165,8 @@ def weights_in(name: str) -> Path:
 
 def trained_base(weights: Path) -> str:
     """The image model that weights belong to: the pipeline folder that they are in, or what their metadata names."""
+    if weights.parent == BUILTIN:
+        return "builtin"
     if (weights.parent / "model_index.json").is_file():
         return str(weights.parent)
     return read_metadata(weights).base

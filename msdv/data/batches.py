@@ -23,7 +23,7 @@ def generator_for(*key: int | str) -> torch.Generator:
 def hold_out(clips: Sequence[Clip], share: float) -> tuple[list[Clip], list[Clip]]:
     """(training clips, held-out clips). At least one is held out of five or more, if any are to be; the choice
     depends on the clips' names alone, so that it stays the same from run to run."""
-    count = max(1, round(share * len(clips))) if share and len(clips) >= 5 else 0
+    count = min(len(clips) - 1, max(1, round(share * len(clips)))) if share and len(clips) >= 5 else 0
     ranked = sorted(clips, key=lambda clip: hashlib.sha256(clip.name.encode()).digest())
     held = {clip.name for clip in ranked[:count]}
     return [c for c in clips if c.name not in held], [c for c in clips if c.name in held]

@@ -20,6 +20,7 @@ from msdv.model.devices import Precision, choose_device, choose_precision
 from msdv.model.folder import read_folder
 from msdv.model.parts import Parts, SamplingDefaults
 from msdv.model.single_file import read_single_file
+from msdv.run import BUILTIN
 
 __all__ = [
     "Base",
@@ -33,7 +34,6 @@ __all__ = [
 ]
 
 PartName = Literal["unet", "vae", "text_encoder"]
-BUILTIN = Path(__file__).parent.parent / "builtin"
 STABLE_DIFFUSION_15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 # Pixels in a pass of the autoencoder: 8 frames of 256x256, 2 of 512x512. Its widest layers hold 512 bytes a pixel.
