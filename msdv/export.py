@@ -66,13 +66,13 @@ def _choose_format(config: ExportConfig) -> str:
     """
     suffix = config.out.suffix.lower()
     is_file = suffix == ".safetensors"
-    if suffix and not is_file and config.to is None and not suffix[1:].isdigit():
-        raise UsageError(
-            f"{config.out}: don't know how to write {suffix}: choose a name that ends in .safetensors, or a folder with "
-            "--to pipeline"
-        )
     if suffix in (".pt", ".pth", ".bin", ".ckpt"):
         raise UsageError(f"{config.out}: msdv writes no pickles: choose a name that ends in .safetensors")
+    if suffix and not is_file and config.to is None and not suffix[1:].isdigit():
+        raise UsageError(
+            f"{config.out}: don't know how to write {suffix}: choose a name that ends in .safetensors, or --to pipeline "
+            "for a folder"
+        )
     if config.to == "msdv" and not is_file:
         raise UsageError(f"{config.out}: --to msdv writes one file: choose a name that ends in .safetensors")
     if config.base and (config.to == "msdv" or (config.to is None and is_file)):

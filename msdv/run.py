@@ -43,6 +43,18 @@ class Run:
         """A page with the loss curve and the samples."""
         return self.folder / "report.html"
 
+    def write_held_out(self, names: list[str]) -> None:
+        """Keep the names of the clips that are never to be trained on."""
+        with write_file(self.folder / "held_out.json") as temporary:
+            temporary.write_text(json.dumps(names, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def read_held_out(self) -> frozenset[str]:
+        """The names of the clips that were never trained on. Raises MsdvError if they are not known any more."""
+        try:
+            return frozenset(json.loads((self.folder / "held_out.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise MsdvError(f"{self.folder}/held_out.json can't be read ({error}): start a new run") from error
+
     def sample(self, step: int) -> Path:
         """Sample gif of a step."""
         return self.folder / "samples" / f"step-{step:06d}.gif"
@@ -76,7 +88,7 @@ class Run:
             raise UsageError(f"{self.config} is not that of a run: choose another --out")
         for path in (self.folder / "checkpoints").glob(f"{_CHECKPOINT}*"):
             shutil.rmtree(path, ignore_errors=True)
-        files = [self.metrics, self.weights, self.report, self.config]
+        files = [self.metrics, self.weights, self.report, self.config, self.folder / "held_out.json"]
         files += [*(self.folder / "samples").glob(f"{_CHECKPOINT}*.gif")]
         files += [*(self.folder / "tensorboard").rglob("events.out.tfevents.*")]
         for path in files:

@@ -1,5 +1,6 @@
 """sample: a prompt to a moving picture."""
 
+import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,15 @@ from msdv.console import progress, say
 from msdv.data.video import output_format, write_video
 from msdv.errors import MsdvError, UsageError
 from msdv.files import refuse_overwrite
-from msdv.model.base import choose_base, load_base
+from msdv.model.base import Base, load_base
 from msdv.model.devices import choose_device, choose_precision
 from msdv.model.diffusion import blank_condition, denoise, make_scheduler
+from msdv.model.inflate import VideoUNet
 from msdv.model.noise import independent_noise, mixed_noise, velocity_for
 from msdv.model.temporal import build_video_unet
-from msdv.recipe import write_beside
+from msdv.recipe import settings_beside, write_beside
 from msdv.run import newest_run_with_weights, trained_base, weights_in
-from msdv.weights import TemporalMetadata
+from msdv.weights import TemporalMetadata, read_metadata
 
 
 @dataclass(frozen=True)
@@ -43,27 +45,18 @@ class SampleReport:
 def sample(config: SampleConfig) -> SampleReport:
     """Denoise a video of `config.frames` frames and write it. Raises UsageError and MsdvError with the next step."""
     started = time.perf_counter()
-    output_format(config.out)
-    refuse_overwrite(config.out, config.overwrite)
-    latents = _read_latents(config.latents, config.frames) if config.latents else None
+    _check(config)
+    latents = _read_latents(config) if config.latents else None
     device = choose_device(config.device)
     precision = choose_precision(config.fp16, config.bf16, device)
-    source = _choose_weights(config)
-    name, note = choose_base(config.base or (trained_base(source) if source else None), device)
-    base = load_base(name, device=device, dtype=precision.dtype)
     say(precision.note)
-    say(note)
-    weights = source or base.temporal
-    if weights is None:
-        raise UsageError(
-            f"{base.name} has no temporal layers and there is no run under runs/: train some with msdv train, "
-            "or pass --model"
-        )
+    base, weights = _load(config, device, precision.dtype)
     model, metadata = build_video_unet(base, weights, channels_last=device.type == "cpu")
     size = config.size or (metadata.size if metadata else base.sample_size)
     height = width = size // 8
     if latents is not None:
         height, width = latents.shape[-2:]
+    model_hash = _hash(model)
     generator = torch.Generator().manual_seed(config.seed)
     noise, motion = _draw_noise(config, metadata, (1, 4, config.frames, height, width), generator)
     if latents is not None:
@@ -96,7 +89,7 @@ def sample(config: SampleConfig) -> SampleReport:
     resolved = config.model_copy(
         update={
             "base": base.name,
-            "model": str(source) if source else None,
+            "model": str(weights) if isinstance(weights, Path) and weights != base.temporal else None,
             "size": width * 8 if width == height else None,
             "scheduler": scheduler_name,
             "steps": steps,
@@ -105,34 +98,77 @@ def sample(config: SampleConfig) -> SampleReport:
     )
     settings = {
         "tool": f"msdv {__version__}",
-        "model_hash": base.unet_hash,
+        "model_hash": model_hash,
+        "base_hash": base.unet_hash,
+        **({"trained_steps": metadata.steps} if metadata else {}),
         "motion_used": motion,
         **resolved.model_dump(mode="json", exclude={"out", "overwrite"}, exclude_none=True),
     }
     frames = base.decode_latents(result[0].transpose(0, 1))
     write_video(config.out, frames, fps=config.fps, metadata=settings)
-    write_beside(config.out, "sample", resolved)
+    if config.out.suffix:  # a folder has them inside
+        write_beside(config.out, "sample", resolved)
     for line in base.notes:
         say(line)
     return SampleReport(config.out, config.frames, time.perf_counter() - started)
 
 
-def _choose_weights(config: SampleConfig) -> Path | None:
-    """The weights file that --model means, or the newest run's; None for what comes with the image model."""
+def _check(config: SampleConfig) -> None:
+    """Raise UsageError for what can't work, before the work."""
+    suffix = output_format(config.out)
+    refuse_overwrite(config.out, config.overwrite)
+    if suffix:
+        refuse_overwrite(settings_beside(config.out), config.overwrite)
+    if config.latents and config.motion not in ("auto", "none"):
+        raise UsageError(f"--motion {config.motion}: the noise in --latents moves as it does: leave one of them out")
+    if config.negative and config.guidance == 1:
+        raise UsageError(f"--negative {config.negative}: without guidance it does nothing: raise --guidance above 1")
+
+
+def _load(config: SampleConfig, device: torch.device, dtype: torch.dtype) -> tuple[Base, Path | dict[str, Tensor]]:
+    """The image model and the temporal layers that --model and --base mean.
+
+    Without --model: the newest run's, else those that come with the image model. A --base that the newest run was not
+    trained on, but that has temporal layers of its own, is sampled with those.
+    """
     if config.model is not None:
-        return weights_in(config.model)
+        weights = weights_in(config.model)
+        return load_base(config.base or trained_base(weights), device=device, dtype=dtype), weights
     run = newest_run_with_weights()
-    if run is None:
-        return None
-    say(f"temporal layers of {run.folder}, the newest run")
-    return run.weights
+    if config.base is None and run is None:
+        say("no run under runs/: image model and temporal layers are builtin (--model takes others)")
+    name = config.base or (trained_base(run.weights) if run else "builtin")
+    base = load_base(name, device=device, dtype=dtype)
+    own = base.temporal
+    if run is not None and (own is None or read_metadata(run.weights).unet_hash == base.unet_hash):
+        say(f"temporal layers of {run.folder}, the newest run")
+        return base, run.weights
+    if own is None:
+        raise UsageError(
+            f"{base.name} has no temporal layers and there is no run under runs/: train some with msdv train, "
+            "or pass --model"
+        )
+    if run is not None:
+        say(f"temporal layers that come with {base.name}: the newest run was trained on another image model")
+    return base, own
 
 
-def _read_latents(path: Path, frames: int) -> Tensor:
+def _hash(model: VideoUNet) -> str:
+    """Of the temporal weights as they are sampled with: tells trainings on one image model apart."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.temporal_parameters().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _read_latents(config: SampleConfig) -> Tensor:
     """Initial noise (1, 4, f, h, w) from a file.
 
     Raises UsageError if there is no such file or its shape is another, MsdvError if it is no safetensors file.
     """
+    path, frames = config.latents, config.frames
+    assert path is not None
     if not path.is_file():
         raise UsageError(f"--latents {path} does not exist: give a .safetensors file with the key latents")
     try:
@@ -146,6 +182,11 @@ def _read_latents(path: Path, frames: int) -> Tensor:
         raise UsageError(
             f"--latents {path} is {tuple(latents.shape)}, not (1, 4, {frames}, height/8, width/8): "
             "match it with --frames"
+        )
+    if config.size and latents.shape[-2:] != (config.size // 8, config.size // 8):
+        raise UsageError(
+            f"--size {config.size}: the noise in --latents is for {latents.shape[-2] * 8}x{latents.shape[-1] * 8}: "
+            "leave the option out"
         )
     return latents
 

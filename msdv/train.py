@@ -5,6 +5,7 @@
 
 import json
 import math
+import os
 import signal
 import sys
 import threading
@@ -13,11 +14,13 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch.nn.functional import mse_loss
 
 from msdv.config import TrainConfig
@@ -25,14 +28,16 @@ from msdv.console import progress, say
 from msdv.data.batches import generator_for
 from msdv.errors import MsdvError, UsageError
 from msdv.files import refuse_overwrite, write_file, write_folder
+from msdv.model.devices import choose_device
 from msdv.model.diffusion import predict
 from msdv.model.evaluation import HeldOutLoss
 from msdv.model.optimizer import MasterOptimizer
+from msdv.model.temporal import check_match
 from msdv.recipe import read_section, to_toml
 from msdv.report import write_report
 from msdv.run import Run, new_run, run_to_resume
 from msdv.training import Training, learning_rate
-from msdv.weights import save_temporal
+from msdv.weights import read_metadata, save_temporal
 
 _STATE_FILE = "training.pt"
 # What a checkpoint depends on: with another value a training would not go on but become another one.
@@ -47,13 +52,15 @@ class TrainReport:
 
     run: Run
     steps: int
-    loss: float
+    loss: float | None
+    """Mean of the last steps; None where none were left to make."""
     held_out: list[HeldOutLoss]
 
     def lines(self) -> list[str]:
         """For the user, at the end."""
+        loss = "" if self.loss is None else f", loss {self.loss:.4f}"
         return [
-            f"{self.steps} steps, loss {self.loss:.4f}: weights in {self.run.weights}",
+            f"{self.steps} steps{loss}: weights in {self.run.weights}",
             *(f"held out: {line}" for line in self.held_out),
             f"report: {self.run.report}",
             f'next: msdv sample "a prompt" --model {self.run.folder} --frames 120 -o out.gif',
@@ -78,6 +85,8 @@ class EvaluationReport:
 def evaluate(config: TrainConfig) -> EvaluationReport:
     """Measure the loss of the weights in `config.init` on all clips of `config.data`; nothing is trained or written
     but the cache."""
+    if config.resume is not None:
+        raise UsageError(f"--resume {config.resume}: --evaluate trains nothing: pass --init {config.resume}")
     training = Training(config)
     return EvaluationReport(training.evaluate(most_clips=10_000))
 
@@ -88,13 +97,14 @@ def train(config: TrainConfig) -> TrainReport:
     Raises UsageError and MsdvError with the next step to take; KeyboardInterrupt, with the command that goes on as its
     message, after saving.
     """
-    accelerator = Accelerator(cpu=config.device == "cpu")
-    main = accelerator.is_main_process
     run, config = _open_run(config)
+    accelerator = _accelerator(config)
+    main = accelerator.is_main_process
     rank, processes = accelerator.process_index, accelerator.num_processes
-    resumed = config.resume is not None
+    resumed = bool(config.resume is not None and run.checkpoints())
     barrier = accelerator.wait_for_everyone
-    training = Training(config, resumed=resumed, rank=rank, processes=processes, barrier=barrier)
+    held_out = run.read_held_out() if resumed else None
+    training = Training(config, held_out=held_out, rank=rank, processes=processes, barrier=barrier)
     optimizer = MasterOptimizer(
         training.model.temporal_parameters(),
         lr=config.lr,
@@ -104,12 +114,15 @@ def train(config: TrainConfig) -> TrainReport:
         on_host=config.offload_optim,
         loss_scaling=next(training.model.parameters()).dtype == torch.float16,
     )
-    first = _resume(run, optimizer) if resumed else 0
-    if first >= config.steps:
-        raise UsageError(f"{run.folder} has all its {first} steps: pass --steps {2 * first} to train on")
+    first = _resume(run, optimizer, training) if resumed else 0
+    if first > config.steps:
+        raise UsageError(
+            f"--steps {config.steps}: {run.folder} has {first} already: pass more, or leave the option out"
+        )
     if main:
         _prepare_folder(run, training.resolved(), first)
-    writer = _tensorboard(run) if main else None
+        run.write_held_out([clip.name for clip in training.held_out_clips])
+    writer = _tensorboard(run, first) if main else None
     loop = _Loop(config, run, training, optimizer, accelerator, writer)
     try:
         return loop.run_from(first)
@@ -122,8 +135,12 @@ def _open_run(config: TrainConfig) -> tuple[Run, TrainConfig]:
     """The run folder and the settings that hold: for a resumed run its own, but for what was given anew."""
     if config.resume is None:
         run = new_run(config.out, config.data)
+        if run.folder.is_file():
+            raise UsageError(f"--out {run.folder} is a file: give a folder")
         refuse_overwrite(run.folder, config.overwrite)
         return run, config
+    if config.out is not None:
+        raise UsageError(f"--out {config.out}: a resumed run stays where it is: leave one of --out and --resume out")
     run = run_to_resume(config.resume)
     settings = read_section(run.config, "train")
     given = config.model_dump(include=config.model_fields_set, mode="json")
@@ -160,24 +177,43 @@ def _prepare_folder(run: Run, config: TrainConfig, first: int) -> None:
         temporary.write_text(to_toml("train", settings), encoding="utf-8")
 
 
-def _resume(run: Run, optimizer: MasterOptimizer) -> int:
-    step, folder = run.checkpoints()[-1]
-    try:
-        state = torch.load(folder / _STATE_FILE, map_location="cpu", weights_only=True)
+def _resume(run: Run, optimizer: MasterOptimizer, training: Training) -> int:
+    """Load the newest checkpoint that can be loaded; the step it was made after."""
+    for step, folder in reversed(run.checkpoints()):
+        try:
+            metadata = read_metadata(folder / run.weights.name)
+            state = torch.load(folder / _STATE_FILE, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises whatever the broken bytes lead to
+            fault = next(iter(str(error).splitlines()), type(error).__name__)
+            say(f"{folder} is damaged ({fault}): going on from the one before it")
+            continue
+        check_match(training.base, metadata, folder)
         optimizer.load_state_dict(state)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        fault = str(error).splitlines()[0]
-        raise MsdvError(
-            f"{folder} can't be loaded ({fault}): delete it to go on from the checkpoint before it"
-        ) from error
-    say(f"going on with {run.folder} from step {step}")
-    return step
+        say(f"going on with {run.folder} from step {step}")
+        return step
+    raise MsdvError(f"{run.folder} has no checkpoint that can be loaded: start again with another --out")
 
 
-def _tensorboard(run: Run) -> Any:
+def _tensorboard(run: Run, first: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(run.folder / "tensorboard"))
+    return SummaryWriter(str(run.folder / "tensorboard"), purge_step=first + 1)
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    """What several processes share. Precision is this package's own business (model/optimizer.py)."""
+    on_cpu = choose_device(config.device).type == "cpu"
+    # The first process alone measures and draws samples: that may take longer than the usual patience of the others.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=4))
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[patience])
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise MsdvError(f"{asked} processes were started, but they don't find each other: launch with torchrun")
+    if not on_cpu:
+        # Chosen by timing, kernels would differ from run to run, and a resumed run from one that was not stopped.
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+    return accelerator
 
 
 class _Loop:
@@ -203,30 +239,36 @@ class _Loop:
         recent: deque[float] = deque(maxlen=50)
         with _stop_on_signal() as stop, progress("step") as bar:
             task = bar.add_task("training", total=config.steps, completed=first, note="")
+            if first == config.steps:  # it was killed between its last checkpoint and its end, or is finished
+                self._finish_checkpoint(first)
             for step in range(first, config.steps):
                 started = time.perf_counter()
-                loss, norm, stopping = self._step(step, stop.is_set())
+                loss, norm, stopping = self._step(step, stop)
+                stopping = stopping and step + 1 < config.steps
                 seconds = time.perf_counter() - started
-                recent.append(loss)
+                if math.isfinite(loss):
+                    recent.append(loss)
                 done = step + 1
                 self._log(done, loss, norm, seconds)
-                bar.update(task, completed=done, note=f"loss {sum(recent) / len(recent):.4f}  {_memory(self.device)}")
+                mean = sum(recent) / max(1, len(recent))
+                bar.update(task, completed=done, note=f"loss {mean:.4f}  {_memory(self.device)}")
                 if done == config.steps or done % config.checkpoint_every == 0 or stopping:
-                    self._save(done, sum(recent) / len(recent))
+                    self._save(done, mean, evaluates=not stopping)
                 if config.sample_every and (done % config.sample_every == 0 or done == config.steps) and not stopping:
                     self._sample(done)
                 if stopping:
                     raise KeyboardInterrupt(
                         f"stopped after step {done}, which is saved: go on with msdv train --resume {self.run.folder}"
                     )
-        finite = [value for value in recent if math.isfinite(value)]
-        return TrainReport(self.run, config.steps, sum(finite) / max(1, len(finite)), self.held_out)
+        for line in self.training.base.notes:
+            say(line)
+        return TrainReport(self.run, config.steps, sum(recent) / len(recent) if recent else None, self.held_out)
 
     @property
     def device(self) -> torch.device:
         return self.training.device
 
-    def _step(self, step: int, stop: bool) -> tuple[float, float, bool]:
+    def _step(self, step: int, stop: threading.Event) -> tuple[float, float, bool]:
         """One optimizer step: (loss, gradient norm, whether any process was asked to stop)."""
         config, training, accelerator = self.config, self.training, self.accelerator
         total = 0.0
@@ -243,9 +285,9 @@ class _Loop:
             loss = mse_loss(predict(training.model, noisy, timesteps, text, training.condition(b)), target)
             total += loss.item() / config.grad_accum
             self.optimizer.backward(loss / config.grad_accum)
-        total, stopping = self._average_over_processes(total, stop)
-        self._check_finite(step, total)
+        total, stopping = self._average_over_processes(total, stop.is_set())
         norm = self.optimizer.step(learning_rate(config, step), config.max_grad_norm)
+        self._check_finite(step, total, norm)
         return total, norm, stopping
 
     def _average_over_processes(self, loss: float, stop: bool) -> tuple[float, bool]:
@@ -259,8 +301,8 @@ class _Loop:
         gradients.copy_(together[:-2])
         return float(together[-2]), bool(together[-1] > 0)
 
-    def _check_finite(self, step: int, loss: float) -> None:
-        if math.isfinite(loss):
+    def _check_finite(self, step: int, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
             self.overflows = 0
             return
         self.overflows += 1
@@ -269,7 +311,8 @@ class _Loop:
         saved = self.run.checkpoints()
         go_on = f"; the newest good weights are those of step {saved[-1][0]}" if saved else ""
         wish = "--bf16 instead of --fp16" if self.optimizer.scaler.is_enabled() else f"--lr {self.config.lr / 3:.1g}"
-        raise MsdvError(f"the loss of step {step + 1} is {loss}: try {wish}, or look for broken clips{go_on}")
+        what = f"gradient of step {step + 1} is {norm}" if math.isfinite(loss) else f"loss of step {step + 1} is {loss}"
+        raise MsdvError(f"the {what}: try {wish}, or look for broken clips{go_on}")
 
     def _log(self, step: int, loss: float, norm: float, seconds: float) -> None:
         if not self.accelerator.is_main_process:
@@ -282,7 +325,7 @@ class _Loop:
         for name, value in values.items():
             self.writer.add_scalar(f"train/{name}", value, step)
 
-    def _save(self, step: int, loss: float) -> None:
+    def _save(self, step: int, loss: float, evaluates: bool) -> None:
         """Checkpoint, newest weights, held-out loss, report; `loss` is the recent mean."""
         if self.accelerator.is_main_process:
             weights, metadata = self.optimizer.weights(), self.training.metadata(step)
@@ -290,21 +333,39 @@ class _Loop:
                 torch.save(self.optimizer.state_dict(), folder / _STATE_FILE)
                 save_temporal(folder / self.run.weights.name, weights, metadata)
             save_temporal(self.run.weights, weights, metadata)
+            del weights
             self.run.drop_old_checkpoints(self.config.keep_checkpoints)
-            with self._averaged_weights():
-                self.held_out = self.training.evaluate()
+            if evaluates:
+                self._evaluate(step)
             if step < self.config.steps:  # the last one's are in the report
                 say("; ".join([f"step {step}: loss {loss:.4f}", *map(str, self.held_out)]))
-            for held in self.held_out:
-                self.run.log(step=step, held_out=held.as_dict())
-                self.writer.add_scalars(f"held_out/{held.noise}", {"on": held.on, "off": held.off}, step)
             write_report(self.run, self.config)
         self.accelerator.wait_for_everyone()
 
+    def _evaluate(self, step: int) -> None:
+        with self._averaged_weights():
+            self.held_out = self.training.evaluate()
+        for held in self.held_out:
+            self.run.log(step=step, held_out=held.as_dict())
+            self.writer.add_scalars(f"held_out/{held.noise}", {"on": held.on, "off": held.off}, step)
+
+    def _finish_checkpoint(self, step: int) -> None:
+        """Do what follows a checkpoint."""
+        say(f"{self.run.folder} has all its {step} steps: pass --steps {2 * step} to train on")
+        if self.accelerator.is_main_process:
+            save_temporal(self.run.weights, self.optimizer.weights(), self.training.metadata(step))
+            self._evaluate(step)
+            write_report(self.run, self.config)
+        if self.config.sample_every:
+            self._sample(step)
+
     def _sample(self, step: int) -> None:
         if self.accelerator.is_main_process:
-            with self._averaged_weights():
-                self.training.write_sample(self.run.sample(step))
+            try:
+                with self._averaged_weights():
+                    self.training.write_sample(self.run.sample(step))
+            except (MsdvError, OSError, RuntimeError) as error:  # no sample is worth a night's training
+                say(f"no sample at step {step}: {next(iter(str(error).splitlines()), type(error).__name__)}")
             write_report(self.run, self.config)
         self.accelerator.wait_for_everyone()
 

@@ -48,18 +48,21 @@ class Training:
         self,
         config: TrainConfig,
         *,
-        resumed: bool = False,
+        held_out: frozenset[str] | None = None,
         rank: int = 0,
         processes: int = 1,
         barrier: Callable[[], None] = lambda: None,
     ) -> None:
-        """Load the image model, fill the cache, put temporal layers in; `resumed` leaves their weights to a checkpoint.
+        """Load the image model, fill the cache, put temporal layers in.
+
+        `held_out` names the held-out clips of a resumed training, whose weights are left to its checkpoint.
 
         Raises UsageError and MsdvError as the parts do, with the next step to take.
         """
         self.config = config
         self.device = choose_device(config.device)
         precision = choose_precision(config.fp16, config.bf16, self.device)
+        resumed = held_out is not None
         self._init = None if resumed or config.init in ("auto", "none") else weights_in(config.init)
         name, note = choose_base(config.base or (trained_base(self._init) if self._init else None), self.device)
         clips, left_out = find_clips(config.data, config.frames)
@@ -72,7 +75,7 @@ class Training:
             say(line)
         self.size = config.size or self.base.sample_size
         self.fps = float(np.median([clip.fps for clip in clips]))
-        self.training_clips, self.held_out_clips = self._split(clips)
+        self.training_clips, self.held_out_clips = self._split(clips, held_out)
         self._latents, self._text = self._fill_cache(clips, rank, processes)
         barrier()
         self.model, start = self._build_model(resumed)
@@ -93,7 +96,9 @@ class Training:
         assert self.base.vae is not None
         self.base.vae.to(device)
 
-    def _split(self, clips: list[Clip]) -> tuple[list[Clip], list[Clip]]:
+    def _split(self, clips: list[Clip], held_out: frozenset[str] | None) -> tuple[list[Clip], list[Clip]]:
+        if held_out is not None:
+            return [c for c in clips if c.name not in held_out], [c for c in clips if c.name in held_out]
         return ([], clips) if self.config.evaluate else hold_out(clips, self.config.holdout)
 
     def _batches(self, clips: list[Clip]) -> ClipBatches:
@@ -233,8 +238,10 @@ class Training:
                 condition=self.condition(1),
             )
             self._move_vae(self.device)
-            clips.append(self.base.decode_latents(latents[0].transpose(0, 1)))
-            self._move_vae(torch.device("cpu"))
+            try:
+                clips.append(self.base.decode_latents(latents[0].transpose(0, 1)))
+            finally:
+                self._move_vae(torch.device("cpu"))
         frames = np.concatenate(clips, axis=2)
         write_video(path, list(frames), fps=12, metadata={"prompts": " | ".join(self._sample_prompts)})
 

@@ -47,6 +47,15 @@ def test_diffusers_itself_loads_the_pipeline_folder(run: Path, tmp_path: Path) -
     export(ExportConfig(source=str(run), out=tmp_path / "pipeline"))
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "pipeline", local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
+    from transformers import CLIPTokenizer
+
+    folder = tmp_path / "pipeline" / "tokenizer"
+    assert (folder / "vocab.json").is_file()
+    with safe_open(tmp_path / "pipeline" / "text_encoder" / "model.safetensors", framework="pt") as file:
+        assert all(key.startswith("text_model.") for key in file.keys())  # noqa: SIM118
+    expected = pipeline.tokenizer("clouds over the sea").input_ids
+    (folder / "tokenizer.json").unlink()
+    assert CLIPTokenizer.from_pretrained(folder)("clouds over the sea").input_ids == expected
     picture = pipeline("sea", num_inference_steps=1, height=32, width=32, output_type="np").images[0]
     assert picture.shape == (32, 32, 3)
 
@@ -55,6 +64,7 @@ def test_diffusers_itself_loads_the_pipeline_folder(run: Path, tmp_path: Path) -
     ("out", "to", "words"),
     [
         ("a.bin", None, "msdv writes no pickles"),
+        ("motion.safetensor", None, "don't know how to write .safetensor"),
         ("folder", "msdv", "--to msdv writes one file"),
         ("a.safetensors", "pipeline", "--to pipeline writes a folder"),
     ],

@@ -68,3 +68,10 @@ def test_what_exists_is_not_overwritten_unasked(tmp_path: Path) -> None:
     (tmp_path / "empty" / "x").write_text("")
     with pytest.raises(UsageError):
         refuse_overwrite(tmp_path / "empty", False)
+
+
+def test_a_full_disk_is_named_whatever_the_library_says(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device") as caught, write_file(tmp_path / "a"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    assert caught.value.errno == 28
+    assert list(tmp_path.iterdir()) == []

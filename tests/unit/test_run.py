@@ -33,16 +33,14 @@ def test_the_newest_run_with_weights_is_found(tmp_path: Path, monkeypatch: pytes
 
 def test_what_resume_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="no run with a checkpoint under runs/"):
+    with pytest.raises(UsageError, match="no run under runs/: start one"):
         run_to_resume("newest")
     make_run(Path("runs/old"), age=9, steps=(5, 10))
     make_run(Path("runs/new"))
-    assert run_to_resume("newest").folder == Path("runs/old")
+    assert run_to_resume("newest").folder == Path("runs/new")
     assert run_to_resume("runs/old").checkpoints()[-1][0] == 10
     with pytest.raises(UsageError, match="runs/none is not a run folder"):
         run_to_resume("runs/none")
-    with pytest.raises(MsdvError, match="runs/new has no checkpoint to go on from"):
-        run_to_resume("runs/new")
 
 
 def test_what_model_means(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def test_every_format_holds_the_frames_and_what_made_them(run: Path, tmp_path: P
     assert (made_by["steps"], made_by["scheduler"], made_by["frames"]) == (2, "dpmpp-2m", 5)
     assert len(made_by["model_hash"]) == 64
     assert name in report.lines()[0]
-    assert (tmp_path / f"{name}.toml").read_text().startswith("[sample]\n")
+    assert (made_by["trained_steps"], len(made_by["base_hash"])) == (10, 64)
+    if name != "folder":
+        assert (tmp_path / f"{name}.toml").read_text().startswith("[sample]\n")
 
 
 def test_the_same_seed_gives_the_same_file_and_another_another(run: Path, tmp_path: Path) -> None:
@@ -139,6 +141,59 @@ def test_a_base_without_temporal_layers_says_what_to_do(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="has no temporal layers and there is no run under runs/: train some"):
         sample(SampleConfig(prompt="sea", out=tmp_path / "a.gif", base=str(tiny_base), device="cpu"))
+
+
+def test_builtin_can_be_named_and_is_what_there_is_without_a_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = {"prompt": "sea", "frames": 2, "steps": 1, "device": "cpu"}
+    sample(SampleConfig.model_validate({**quick, "out": tmp_path / "a.gif"}))
+    assert "image model and temporal layers are builtin" in capfd.readouterr().err
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "sky").symlink_to(run)
+    sample(SampleConfig.model_validate({**quick, "out": tmp_path / "b.gif", "model": "builtin"}))
+    sample(SampleConfig.model_validate({**quick, "out": tmp_path / "c.gif", "base": "builtin"}))
+    assert "the newest run was trained on another image model" in capfd.readouterr().err
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "c.gif").read_bytes()
+    assert [read_metadata(tmp_path / f"{name}.gif")["base"] for name in "abc"] == ["builtin"] * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"guidance": 1.0, "negative": "land"}, "--negative land: without guidance it does nothing"),
+        ({"scheduler": "lcm", "steps": 60}, "--steps 60: LCMScheduler can't take so many"),
+        ({"scheduler": "ddim", "steps": 1000}, "--steps 1000: DDIMScheduler can't take so many"),
+    ],
+)
+def test_settings_that_cannot_be_meant(run: Path, tmp_path: Path, changes: dict, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        sample(settings(run, tmp_path / "a.gif", **changes))
+    assert words in str(caught.value)
+
+
+def test_a_recipe_beside_the_result_is_not_overwritten(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.gif.toml").write_text("mine")
+    with pytest.raises(UsageError, match=r"a.gif.toml exists"):
+        sample(settings(run, tmp_path / "a.gif"))
+    assert (tmp_path / "a.gif.toml").read_text() == "mine"
+
+
+def test_weights_of_another_noise_schedule_are_refused(run: Path, tiny_base: Path, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    other = tmp_path / "velocity"
+    shutil.copytree(tiny_base, other)
+    config = other / "scheduler" / "scheduler_config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "prediction_type": "v_prediction"}))
+    with pytest.raises(MsdvError, match=r"was trained with epsilon, .* predicts v_prediction"):
+        sample(settings(run, tmp_path / "a.gif", base=str(other)))
+    config.write_text(json.dumps({**values, "beta_end": 0.02}))
+    with pytest.raises(MsdvError, match=r"noise schedule with beta_end 0.012, .* has 0.02"):
+        sample(settings(run, tmp_path / "a.gif", base=str(other)))
 
 
 def test_motion_needs_a_model_that_was_trained_for_it(tiny_base: Path, sky_frames: Path, tmp_path: Path) -> None:

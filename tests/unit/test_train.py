@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
 
     real = msdv.train._Loop._step
 
-    def dies(self: msdv.train._Loop, step: int, stop: bool) -> tuple[float, float, bool]:
+    def dies(self: msdv.train._Loop, step: int, stop: threading.Event) -> tuple[float, float, bool]:
         if step == 4:
             raise KilledError
         return real(self, step, stop)
@@ -120,13 +121,97 @@ def test_a_resumed_run_ends_with_the_same_weights(
     assert resumed.run.folder == tmp_path / "cut"
 
 
-def test_more_steps_can_be_asked_for_and_other_data_cannot(tiny_base: Path, sky_frames: Path, tmp_path: Path) -> None:
-    train(settings(tiny_base, sky_frames, tmp_path / "run", steps=3))
-    with pytest.raises(UsageError, match=r"has all its 3 steps: pass --steps 6"):
-        train(TrainConfig(resume=str(tmp_path / "run")))
+def test_more_steps_can_be_asked_for_and_other_data_cannot(
+    tiny_base: Path, sky_frames: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = train(settings(tiny_base, sky_frames, tmp_path / "run", steps=3)).run
     with pytest.raises(UsageError, match=r"--frames 5: .* was started with 4: leave the option out"):
         train(TrainConfig(resume=str(tmp_path / "run"), frames=5))
+    with pytest.raises(UsageError, match=r"--steps 2: .* has 3 already: pass more"):
+        train(TrainConfig(resume=str(tmp_path / "run"), steps=2))
+    with pytest.raises(UsageError, match=r"--out elsewhere: a resumed run stays where it is"):
+        train(TrainConfig(resume=str(tmp_path / "run"), out=Path("elsewhere")))
+    run.weights.unlink()  # killed between its last checkpoint and its end
+    report = train(TrainConfig(resume=str(tmp_path / "run")))
+    assert load_temporal(run.weights)[1].steps == 3
+    assert report.loss is None
+    assert report.held_out
+    assert "has all its 3 steps: pass --steps 6 to train on" in capfd.readouterr().err
     assert train(TrainConfig(resume=str(tmp_path / "run"), steps=5)).steps == 5
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(
+    tiny_base: Path, sky_frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import msdv.train
+
+    whole = train(settings(tiny_base, sky_frames, tmp_path / "whole", steps=2)).run
+    with monkeypatch.context() as patch:
+        patch.setattr(msdv.train._Loop, "_save", lambda *_, **__: (_ for _ in ()).throw(RuntimeError))
+        with pytest.raises(RuntimeError):
+            train(settings(tiny_base, sky_frames, tmp_path / "cut", steps=2))
+    resumed = train(TrainConfig(resume=str(tmp_path / "cut"))).run
+    state, expected = load_file(resumed.weights), load_file(whole.weights)
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_a_damaged_checkpoint_is_passed_over(
+    tiny_base: Path, sky_frames: Path, tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = train(settings(tiny_base, sky_frames, tmp_path / "run")).run
+    expected = load_file(run.weights)
+    (run.checkpoint(6) / "training.pt").write_bytes(content)
+    state = load_file(train(TrainConfig(resume=str(run.folder))).run.weights)
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+    errors = capfd.readouterr().err
+    assert "step-000006 is damaged" in errors
+    assert "from step 3" in errors
+
+
+def test_held_out_clips_stay_held_out_when_clips_are_added(tiny_base: Path, sky_frames: Path, tmp_path: Path) -> None:
+    import shutil
+
+    data = tmp_path / "frames"
+    shutil.copytree(sky_frames, data)
+    run = train(settings(tiny_base, data, tmp_path / "run", steps=1)).run
+    held = run.read_held_out()
+    assert len(held) == 1
+    for number in range(6, 30):
+        shutil.copytree(sky_frames / "clip 0.mp4", data / f"clip {number}.mp4")
+    train(TrainConfig(resume=str(run.folder), steps=2))
+    assert run.read_held_out() == held
+
+
+def test_another_image_model_in_the_same_place_is_noticed(sky_frames: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from tests.tiny import save_folder, tiny_pipeline
+
+    save_folder(tmp_path / "base", tiny_pipeline(seed=1))
+    run = train(settings(tmp_path / "base", sky_frames, tmp_path / "run", steps=1)).run
+    shutil.rmtree(tmp_path / "base")
+    save_folder(tmp_path / "base", tiny_pipeline(seed=2))
+    with pytest.raises(MsdvError, match=r"step-000001 was trained on .*base \("):
+        train(TrainConfig(resume=str(run.folder), steps=2))
+
+
+def test_a_sample_that_fails_does_not_end_the_training(
+    tiny_base: Path,
+    sky_frames: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    import msdv.training
+
+    def fails(*_: object, **__: object) -> None:
+        raise MsdvError("the denoised latents are not finite")
+
+    monkeypatch.setattr(msdv.training, "denoise", fails)
+    report = train(settings(tiny_base, sky_frames, tmp_path / "run", steps=2, sample_every=1))
+    assert report.run.weights.is_file()
+    assert "no sample at step 1: the denoised latents are not finite" in capfd.readouterr().err
 
 
 def test_a_run_says_all_that_it_was_made_with_and_resumes_in_another_precision(
@@ -153,8 +238,16 @@ def test_an_existing_run_is_not_overwritten(tiny_base: Path, sky_frames: Path, t
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="exists: choose another name, or pass --overwrite"):
         train(settings(tiny_base, sky_frames, tmp_path / "run"))
-    train(settings(tiny_base, sky_frames, tmp_path / "run", steps=1, overwrite=True))
+    for _ in range(2):
+        train(settings(tiny_base, sky_frames, tmp_path / "run", steps=1, overwrite=True))
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.toml").write_text("[prep]")
+    with pytest.raises(UsageError, match=r"config.toml is not that of a run: choose another --out"):
+        train(settings(tiny_base, sky_frames, tmp_path / "other", overwrite=True))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file: give a folder"):
+        train(settings(tiny_base, sky_frames, tmp_path / "file", overwrite=True))
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(
@@ -173,6 +266,23 @@ def test_a_loss_that_is_not_finite_stops_with_advice(
     with pytest.raises(MsdvError, match=r"loss of step 5 is nan: try --lr 0.003.*weights are those of step 3"):
         train(settings(tiny_base, sky_frames, tmp_path / "run"))
     assert load_temporal(Run(tmp_path / "run").weights)[1].steps == 3
+
+
+def test_processes_average_their_gradients_and_one_of_them_writes(
+    tiny_base: Path, sky_frames: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "msdv"]
+    command += ["train", "--base", str(tiny_base), "--data", str(sky_frames), "--out", "run", "--frames", "4"]
+    command += ["--size", "32", "--steps", "3", "--sample-every", "0", "--holdout", "0"]
+    environment = {key: value for key, value in os.environ.items() if key != "ACCELERATE_USE_CPU"}
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300, env=environment)
+    together = Run(tmp_path / "run")
+    assert [row["step"] for row in together.read_log()] == [1, 2, 3]
+    alone = train(settings(tiny_base, sky_frames, tmp_path / "alone", steps=3, grad_accum=2, holdout=0, lr=1e-4)).run
+    state, expected = load_file(together.weights), load_file(alone.weights)
+    for key in expected:  # two processes see what one sees in two passes
+        torch.testing.assert_close(state[key], expected[key], atol=2e-3, rtol=1e-2)
+    assert together.read_log()[0]["loss"] == pytest.approx(alone.read_log()[0]["loss"], rel=1e-4)
 
 
 def test_evaluation_measures_and_writes_nothing(tiny_base: Path, sky_frames: Path, tmp_path: Path) -> None:
