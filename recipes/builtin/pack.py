@@ -7,6 +7,7 @@ diffusers' pipeline layout. Each file is written aside and renamed; other files 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -65,6 +66,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.to.parent, prefix=".builtin-") as temporary:
         folder = Path(temporary)
         pipeline.save_pretrained(folder, safe_serialization=True)
+        sampling = json.dumps(read_settings(options.settings, "sampling"), indent=2, sort_keys=True)
+        (folder / "sampling.json").write_text(sampling + "\n", encoding="utf-8")
         for name in ("vocab.json", "merges.txt"):  # not written by newer versions of transformers
             shutil.copy(options.work / "tokenizer" / name, folder / "tokenizer" / name)
         use_classic_names(folder / "text_encoder" / "model.safetensors")
