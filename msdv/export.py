@@ -70,8 +70,8 @@ def _choose_format(config: ExportConfig) -> str:
         raise UsageError(f"{config.out}: msdv writes no pickles: choose a name that ends in .safetensors")
     if suffix and not is_file and config.to is None and not suffix[1:].isdigit():
         raise UsageError(
-            f"{config.out}: don't know how to write {suffix}: choose a name that ends in .safetensors, or --to pipeline "
-            "for a folder"
+            f"{config.out}: don't know how to write {suffix}: choose a name that ends in .safetensors, or --to "
+            "pipeline for a folder"
         )
     if config.to == "msdv" and not is_file:
         raise UsageError(f"{config.out}: --to msdv writes one file: choose a name that ends in .safetensors")
