@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,21 +26,17 @@ from msdv.config import TrainConfig
 from msdv.console import progress, say
 from msdv.data.batches import generator_for
 from msdv.errors import MsdvError, UsageError
-from msdv.files import refuse_overwrite, write_file, write_folder
+from msdv.files import write_folder
 from msdv.model.devices import choose_device
 from msdv.model.diffusion import predict
 from msdv.model.evaluation import HeldOutLoss
 from msdv.model.optimizer import MasterOptimizer
-from msdv.model.temporal import check_match
-from msdv.recipe import read_section, to_toml
 from msdv.report import write_report
-from msdv.run import Run, new_run, run_to_resume
+from msdv.resume import STATE_FILE, load_checkpoint, open_run, prepare_folder
+from msdv.run import Run
 from msdv.training import Training, learning_rate
-from msdv.weights import read_metadata, save_temporal
+from msdv.weights import save_temporal
 
-_STATE_FILE = "training.pt"
-# What a checkpoint depends on: with another value a training would not go on but become another one.
-_FIXED = ("data", "base", "init", "group_norm", "frames", "size", "flip", "holdout", "noise", "seed", "ema")
 # float16 overflows now and then, and the loss scale falls until it does not. This many in a row is no accident.
 _MOST_OVERFLOWS = 20
 
@@ -97,7 +92,7 @@ def train(config: TrainConfig) -> TrainReport:
     Raises UsageError and MsdvError with the next step to take; KeyboardInterrupt, with the command that goes on as its
     message, after saving.
     """
-    run, config = _open_run(config)
+    run, config = open_run(config)
     accelerator = _accelerator(config)
     main = accelerator.is_main_process
     rank, processes = accelerator.process_index, accelerator.num_processes
@@ -114,13 +109,13 @@ def train(config: TrainConfig) -> TrainReport:
         on_host=config.offload_optim,
         loss_scaling=next(training.model.parameters()).dtype == torch.float16,
     )
-    first = _resume(run, optimizer, training) if resumed else 0
+    first = load_checkpoint(run, optimizer, training) if resumed else 0
     if first > config.steps:
         raise UsageError(
             f"--steps {config.steps}: {run.folder} has {first} already: pass more, or leave the option out"
         )
     if main:
-        _prepare_folder(run, training.resolved(), first)
+        prepare_folder(run, training.resolved(), first)
         run.write_held_out([clip.name for clip in training.held_out_clips])
     writer = _tensorboard(run, first) if main else None
     loop = _Loop(config, run, training, optimizer, accelerator, writer)
@@ -129,69 +124,6 @@ def train(config: TrainConfig) -> TrainReport:
     finally:
         if writer is not None:
             writer.close()
-
-
-def _open_run(config: TrainConfig) -> tuple[Run, TrainConfig]:
-    """The run folder and the settings that hold: for a resumed run its own, but for what was given anew."""
-    if config.resume is None:
-        run = new_run(config.out, config.data)
-        if run.folder.is_file():
-            raise UsageError(f"--out {run.folder} is a file: give a folder")
-        refuse_overwrite(run.folder, config.overwrite)
-        return run, config
-    if config.out is not None:
-        raise UsageError(f"--out {config.out}: a resumed run stays where it is: leave one of --out and --resume out")
-    run = run_to_resume(config.resume)
-    settings = read_section(run.config, "train")
-    given = config.model_dump(include=config.model_fields_set, mode="json")
-    defaults = TrainConfig.model_fields
-    for name in _FIXED:
-        before = settings.get(name, defaults[name].default)
-        if name in given and not _same(given[name], before):
-            raise UsageError(
-                f"--{name.replace('_', '-')} {given[name]}: {run.folder} was started with {before}: "
-                "leave the option out, or start a new run"
-            )
-    for half, other in (("fp16", "bf16"), ("bf16", "fp16")):
-        if given.get(half):
-            settings.pop(other, None)
-    settings.update(given)
-    return run, TrainConfig.model_validate({**settings, "resume": str(run.folder), "out": None})
-
-
-def _same(given: Any, before: Any) -> bool:
-    """Whether two values of a setting mean the same: a path may be written in more than one way."""
-    if isinstance(given, str) and isinstance(before, str):
-        return given == before or Path(given).resolve() == Path(before).resolve()
-    return bool(given == before)
-
-
-def _prepare_folder(run: Run, config: TrainConfig, first: int) -> None:
-    run.folder.mkdir(parents=True, exist_ok=True)
-    if first:
-        run.forget_after(first)
-    else:
-        run.clear()
-    with write_file(run.config) as temporary:
-        settings = config.model_copy(update={"resume": None, "overwrite": False, "out": run.folder})
-        temporary.write_text(to_toml("train", settings), encoding="utf-8")
-
-
-def _resume(run: Run, optimizer: MasterOptimizer, training: Training) -> int:
-    """Load the newest checkpoint that can be loaded; the step it was made after."""
-    for step, folder in reversed(run.checkpoints()):
-        try:
-            metadata = read_metadata(folder / run.weights.name)
-            state = torch.load(folder / _STATE_FILE, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises whatever the broken bytes lead to
-            fault = next(iter(str(error).splitlines()), type(error).__name__)
-            say(f"{folder} is damaged ({fault}): going on from the one before it")
-            continue
-        check_match(training.base, metadata, folder)
-        optimizer.load_state_dict(state)
-        say(f"going on with {run.folder} from step {step}")
-        return step
-    raise MsdvError(f"{run.folder} has no checkpoint that can be loaded: start again with another --out")
 
 
 def _tensorboard(run: Run, first: int) -> Any:
@@ -330,7 +262,7 @@ class _Loop:
         if self.accelerator.is_main_process:
             weights, metadata = self.optimizer.weights(), self.training.metadata(step)
             with write_folder(self.run.checkpoint(step)) as folder:
-                torch.save(self.optimizer.state_dict(), folder / _STATE_FILE)
+                torch.save(self.optimizer.state_dict(), folder / STATE_FILE)
                 save_temporal(folder / self.run.weights.name, weights, metadata)
             save_temporal(self.run.weights, weights, metadata)
             del weights

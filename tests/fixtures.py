@@ -35,3 +35,15 @@ def sky_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append({"clip": folder.name, "caption": caption(sky, rng), "fps": 5.0})
     (data / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return data
+
+
+@pytest.fixture(scope="session")
+def flow_run(tiny_base: Path, sky_frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder: the tiny image model trained for ten steps, with noise that flows. Not to be changed."""
+    from msdv.config import TrainConfig
+    from msdv.train import train
+
+    out = tmp_path_factory.mktemp("runs") / "sky"
+    config = {"frames": 4, "size": SIZE, "steps": 10, "sample_every": 0, "lr": 1e-2, "noise": "flow", "device": "cpu"}
+    train(TrainConfig.model_validate({**config, "base": str(tiny_base), "data": sky_frames, "out": out}))
+    return out

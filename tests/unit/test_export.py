@@ -6,20 +6,16 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
-from msdv.config import ExportConfig, SampleConfig, TrainConfig
+from msdv.config import ExportConfig, SampleConfig
 from msdv.data.video import read_video
 from msdv.errors import MsdvError, UsageError
 from msdv.export import export
 from msdv.sample import sample
-from msdv.train import train
 
 
-@pytest.fixture(scope="module")
-def run(tiny_base: Path, sky_frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "sky"
-    config = {"frames": 4, "size": 32, "steps": 10, "sample_every": 0, "lr": 1e-2, "noise": "flow", "device": "cpu"}
-    train(TrainConfig(base=str(tiny_base), data=sky_frames, out=out, **config))  # type: ignore[arg-type]
-    return out
+@pytest.fixture
+def run(flow_run: Path) -> Path:
+    return flow_run
 
 
 def test_what_was_exported_samples_the_same_frames(run: Path, tmp_path: Path) -> None:
