@@ -64,6 +64,14 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _below_2_to_63(seed: int) -> int:
+    if seed >= 2**63:
+        raise ValueError("must be below 2 to the 63rd: random generators take no more")
+    return seed
+
+
+Seed = Annotated[int, AfterValidator(_below_2_to_63)]
+
 Text = Annotated[str, AfterValidator(_encodable)]
 
 
@@ -214,7 +222,7 @@ class TrainConfig(DeviceConfig):
     """`full` computes each block again in the backward pass instead of keeping its insides: far less memory for a third
     more time. Not given: `full` on a graphics card, `none` on a CPU."""
 
-    seed: int = option(0, "Run", ge=0, le=2**63 - 1)
+    seed: Seed = option(0, "Run", ge=0)
     """Decides every random choice of the run."""
 
     checkpoint_every: int = option(500, "Run", ge=1)
@@ -270,7 +278,7 @@ class SampleConfig(DeviceConfig):
     negative: Text = option("", "Picture")
     """What not to show."""
 
-    seed: int = option(0, "Picture", ge=0, le=2**63 - 1)
+    seed: Seed = option(0, "Picture", ge=0)
     """Another seed gives another video; the same seed the same file."""
 
     steps: int | None = option(None, "Picture", ge=1, le=1000)

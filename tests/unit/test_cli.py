@@ -184,7 +184,7 @@ def test_version(capsys: Any) -> None:
         (
             ["sample", "sky", "-o", "x.gif", "--motion", "up"],
             "msdv sample: --motion up: must be auto, none, left or right, "
-            "the last two with a speed if you like: left:1.5",
+            "the last two with a speed under 1000: left:1.5",
         ),
         (["trian"], "msdv: no such command 'trian'. Did you mean 'train'?"),
         (["zzz"], "msdv: no such command 'zzz' (commands: prep, train, sample, export)"),
