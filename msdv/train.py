@@ -53,10 +53,11 @@ class TrainReport:
 
     def lines(self) -> list[str]:
         """For the user, at the end."""
+        held_out = [str(loss) for loss in self.held_out] or ["nothing, with fewer than five clips or --holdout 0"]
         loss = "" if self.loss is None else f", loss {self.loss:.4f}"
         return [
             f"{self.steps} steps{loss}: weights in {self.run.weights}",
-            *(f"held out: {line}" for line in self.held_out),
+            *(f"held out: {line}" for line in held_out),
             f"report: {self.run.report}",
             f'next: msdv sample "a prompt" --model {self.run.folder} --frames 120 -o out.gif',
         ]

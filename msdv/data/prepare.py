@@ -219,7 +219,8 @@ class _Preparation:
         if kept is not None:
             reason += " (frames made from it before are kept)"
         self.rows[source.key] = {**row, **(kept or {}), "source": source.key, "verdict": f"failed: {reason}"}
-        self._say(str(source.relative), reason)
+        if len(self.sources) > 1:  # of an only one the error says it all
+            self._say(str(source.relative), reason)
 
     def _say(self, name: str, text: str) -> None:
         line = " ".join(f"{name}: {text}".split("\n"))
