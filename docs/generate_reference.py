@@ -81,7 +81,7 @@ def page(command: str) -> str:
 
 
 def _row(setting: Setting) -> str:
-    spelled = ", ".join(f"`{flag}`" for flag in setting.flags) or f"`{setting.metavar}`"
+    spelled = ", ".join(f"`{flag}`" for flag in setting.spellings) or f"`{setting.metavar}`"
     if setting.flags and setting.metavar and not setting.choices:
         spelled += f" {setting.metavar}"
     values = ", ".join(f"`{choice}`" for choice in setting.choices) or setting.limits

@@ -1,8 +1,3 @@
 """msdv: make a stable diffusion video on a home computer."""
 
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    __version__ = version("msdv")
-except PackageNotFoundError:  # a source tree that was not installed
-    __version__ = "0+unknown"
+__version__ = "0.1.0"  # the package's too: pyproject.toml reads it from here

@@ -30,7 +30,22 @@ msdv sample "clouds timelapse" --frames 120 -o out.gif
 msdv export runs/<name> -o motion.safetensors"""
 
 
+class _CheckError(MsdvError):
+    """A check that found something wrong, with what it has to say besides."""
+
+    def __init__(self, lines: Sequence[str], message: str) -> None:
+        super().__init__(message)
+        self.lines = lines
+
+
 def _prep(config: PrepConfig) -> list[str]:
+    if config.check is not None:
+        from msdv.data.audit import audit
+
+        report = audit(config.check)
+        if not report.problem:
+            return report.lines()
+        raise _CheckError(report.lines()[:-1], report.problem)
     from msdv.data.prepare import prepare
 
     return prepare(config).lines()
@@ -76,7 +91,7 @@ class Command:
 COMMANDS = {
     "prep": Command(
         "Cut videos into frames.",
-        "Cuts every video of a folder into square frames, and says in a manifest what became of each. A second run "
+        "Cuts every video of a folder into frames, and says in a manifest what became of each. A second run "
         "goes on where the first one stopped.",
         "msdv prep videos/ frames/ --fps 5 --size 512",
         _prep,
@@ -123,10 +138,7 @@ _SHARED: dict[str, Any] = {
     "debug": Annotated[bool | None, typer.Option("--debug", help="Show the traceback of an error too.")],
 }
 
-app = typer.Typer(name="msdv", cls=TopHelp, epilog=EXAMPLE, pretty_exceptions_enable=False)
 
-
-@app.callback()
 def _top(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
@@ -137,25 +149,32 @@ def _top(
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """A command line that was understood."""
 
     name: str
     config: CommandConfig
 
 
-def _add(name: str, command: Command) -> None:
-    def read(**given: Any) -> _Job:
+def parser(name: str) -> Any:
+    """What reads command lines. Only the command called `name` knows its options: finding them out takes a while."""
+    app = typer.Typer(name="msdv", cls=TopHelp, epilog=EXAMPLE, pretty_exceptions_enable=False)
+    app.callback()(_top)
+    for command in COMMANDS:
+        _add(app, command, name == command or "_MSDV_COMPLETE" in os.environ)
+    return typer.main.get_command(app)
+
+
+def _add(app: typer.Typer, name: str, with_options: bool) -> None:
+    command = COMMANDS[name]
+
+    def read(**given: Any) -> Job:
         recipe, _ = given.pop("config"), given.pop("debug")
         path = None if recipe is None else Path(recipe)
-        return _Job(name, resolve(name, CONFIGS[name], given, path, command.example))
+        return Job(name, resolve(name, CONFIGS[name], given, path, command.example))
 
-    accept(read, CONFIGS[name], _SHARED)
+    accept(read, CONFIGS[name] if with_options else CommandConfig, _SHARED)
     app.command(name, cls=CommandHelp, short_help=command.summary, help=command.about, epilog=command.example)(read)
-
-
-for _name, _command in COMMANDS.items():
-    _add(_name, _command)
 
 
 def main() -> None:
@@ -176,9 +195,8 @@ def run(arguments: Sequence[str]) -> int:
     job: Any = None
     try:
         # Not standalone: Typer hands its errors to us and returns what the command returns, or an exit code.
-        parser = typer.main.get_command(app)
-        job = parser.main(fill_bare_options(arguments or ["--help"]), prog_name="msdv", standalone_mode=False)
-        if not isinstance(job, _Job):
+        job = parser(name).main(fill_bare_options(arguments or ["--help"]), prog_name="msdv", standalone_mode=False)
+        if not isinstance(job, Job):
             _say([])
             return int(job or 0)
         with contextlib.nullcontext() if debug else _quiet(), contextlib.redirect_stdout(sys.stderr):
@@ -194,6 +212,8 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             traceback.print_exc()
         code, message = _explain(error, name, debug)
+        if isinstance(error, _CheckError) and first:
+            _say(error.lines)
         # A command line is wrong in all processes alike; what goes wrong in a stage may be one process's own.
         if first or job is not None:
             _complain(name, message)

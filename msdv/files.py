@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,10 +39,11 @@ def write_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def write_folder(path: Path) -> Iterator[Path]:
+def write_folder(path: Path, progress: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Like `write_file` for a folder: filled elsewhere (beside `path`), then renamed.
 
-    A folder that stands at `path` is replaced only after the new one is complete.
+    A folder that stands at `path` is replaced only after the new one is complete. `progress` is called as each file
+    has reached the disk: for thousands that takes minutes on a slow one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path.parent))
@@ -55,6 +56,7 @@ def write_folder(path: Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _flush(file)
+                    progress()
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path.parent))
             _rename(path, old / path.name)

@@ -25,7 +25,7 @@ class CommandHelp(TyperCommand):
         found = settings(CONFIGS[name])
         panels: dict[str, Rows] = {}
         for s in found:
-            left = " ".join(filter(None, [", ".join(s.flags), s.metavar]))
+            left = " ".join(filter(None, [", ".join(s.spellings), s.metavar]))
             panels.setdefault(s.group, []).append((left, s.help, s.notes))
         own = CONFIGS[name].model_fields
         panels["Common"] = [_row(parameter) for parameter in self.get_params(ctx) if parameter.name not in own]

@@ -19,7 +19,19 @@ from msdv.config import CONFIGS, CommandConfig
 from msdv.errors import UsageError
 from msdv.recipe import read_section, suggest
 
-GROUPS = ("Arguments", "Result", "Frames", "Captions", "Data", "Picture", "Training", "Model", "Device", "Run")
+GROUPS = (
+    "Arguments",
+    "Result",
+    "Frames",
+    "Captions",
+    "Selection",
+    "Data",
+    "Picture",
+    "Training",
+    "Model",
+    "Device",
+    "Run",
+)
 """The order of the panels in help."""
 
 _METAVARS = {"integer": "N", "number": "NUMBER", "string": "TEXT"}
@@ -63,6 +75,11 @@ class Setting:
     def label(self) -> str:
         """How a message refers to it."""
         return self.flags[0] if self.flags else self.metavar
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """As help lists them: for what is on anyway, what switches it off comes too."""
+        return (*self.flags, self.negation) if self.negation and self.default else self.flags
 
     @property
     def notes(self) -> str:

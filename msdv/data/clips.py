@@ -18,7 +18,7 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
     *(".3gp", ".ogv", ".gif", ".h264", ".hevc", ".vob"),
 )
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def find_clips(data: Path, min_frames: int) -> tuple[list[Clip], list[str]]:
     for folder in sorted(path for path in data.iterdir() if path.is_dir()):
         if folder.name.startswith(".") or is_unfinished(folder):
             continue
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+        files = frame_files(folder)
         if len(files) < min_frames:
             left_out.append(f"{folder.name}: {len(files)} frames, too short for --frames {min_frames}")
             continue
@@ -59,6 +59,12 @@ def find_clips(data: Path, min_frames: int) -> tuple[list[Clip], list[str]]:
     if not clips:
         _explain_empty(data, min_frames, left_out)
     return clips, left_out
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The frames of a clip, in order. Hidden files are none: macOS leaves ._000001.jpg beside 000001.jpg."""
+    pictures = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+    return sorted(path for path in pictures if not path.name.startswith("."))
 
 
 def _explain_empty(data: Path, min_frames: int, left_out: Sequence[str]) -> None:
@@ -85,7 +91,7 @@ def _read_manifest(data: Path) -> dict[str, dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise MsdvError(f"{manifest} is damaged ({error}): run msdv prep again") from error
             if isinstance(row, dict) and isinstance(row.get("clip"), str):
                 rows[row["clip"]] = row
@@ -107,7 +113,7 @@ def _read_frame(path: Path, size: int) -> np.ndarray:
             if scale < 1:
                 image.draft("RGB", (size, size))  # JPEG can decode at 1/2, 1/4, 1/8: much faster
             picture = image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise MsdvError(f"{path} can't be decoded ({error}): delete its folder and run msdv prep again") from error
     if picture.size != (size, size):
         scale = size / min(picture.size)

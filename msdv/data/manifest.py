@@ -5,24 +5,69 @@ times is brought up to date from the records.
 """
 
 import json
+import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from msdv.files import write_file
 
 MANIFEST = "manifest.jsonl"
+CONTACT_SHEET = "contact_sheet.jpg"
+RESOLVED_CONFIG = "prep.toml"
 RECORD = ".clip.json"
-_LOCK = ".lock"
+DROPPED = ".dropped"
+"""Folder beside the clips for those that were asked to be left out: training does not see them, and nothing is lost."""
+LOCK = ".lock"
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """What decides a clip's frames; units as in PrepConfig."""
+
+    fps: float
+    size: int | str
+    trim_start: float
+    trim_end: float
+    select: Literal["grid", "script"]
+    fit: Literal["crop", "pad"] = "crop"
+    crop_bars: bool = True
+    trim: Literal["fixed", "auto"] = "fixed"
+    scenes: bool = False
+
+    @property
+    def width(self) -> int:
+        """Pixels of a frame."""
+        return int(str(self.size).partition("x")[0])
+
+    @property
+    def height(self) -> int:
+        """Pixels of a frame."""
+        return int(str(self.size).rpartition("x")[2])
+
+
+def scene_name(clip: str, number: int) -> str:
+    """The folder of a video's scene 1, 2, ..."""
+    return clip if number == 1 else f"{clip}#{number}"
+
+
+def scene_of(name: str) -> str | None:
+    """The clip whose scene a folder of this name would be, if it is one of the second or a later scene."""
+    match = re.fullmatch(r"(.+)#(?:[2-9]|[1-9]\d+)", name, re.DOTALL)
+    return match[1] if match else None
 
 
 def read_records(frames: Path) -> dict[str, Row]:
     """The record of each finished clip, by the name of its folder."""
     records: dict[str, Row] = {}
+    if not frames.is_dir():
+        return records
     for folder in sorted(frames.iterdir()):
         if folder.name.startswith(".") or not folder.is_dir():
             continue
@@ -42,30 +87,33 @@ def read_manifest(frames: Path) -> list[Row]:
     """The rows, without those that are damaged or whose frames have been deleted since."""
     rows: list[Row] = []
     try:
-        lines = (frames / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (frames / MANIFEST).read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except FileNotFoundError:
         return []
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if not isinstance(row, dict) or not isinstance(row.get("source"), str) or not isinstance(row.get("clip"), str):
             continue
-        if (frames / row["clip"]).is_dir() or (row.get("frames") == 0 and Path(row["source"]).exists()):
+        there = (frames / row["clip"]).is_dir() or (frames / DROPPED / row["clip"]).is_dir()
+        if there or (row.get("frames") == 0 and os.path.lexists(row["source"])):
             rows.append(row)
     return rows
 
 
 def update_manifest(frames: Path, lock: "FolderLock", rows: Mapping[str, Row]) -> list[Row]:
-    """Put rows (by their source) into the manifest, in place of what it said of them. Returns all its rows, by name."""
+    """Put rows (by their clip) into the manifest, in place of what it said of them. Returns all its rows, by name.
+
+    What it said of a video under another name, and found no frames in, is forgotten too.
+    """
     with lock.writing():
-        merged = {row["source"]: row for row in read_manifest(frames)}
+        merged = {row["clip"]: row for row in read_manifest(frames)}
+        sources = {row["source"] for row in rows.values()}
+        merged = {name: row for name, row in merged.items() if row["frames"] or row["source"] not in sources}
         merged.update(rows)
-        # A clip's folder has one row, even if its video was moved.
-        by_clip = {row["clip"]: row for row in merged.values() if row["source"] not in rows}
-        by_clip.update({row["clip"]: row for row in rows.values()})
-        result = [by_clip[name] for name in sorted(by_clip)]
+        result = [merged[name] for name in sorted(merged)]
         with write_file(frames / MANIFEST) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in result), encoding="ascii")
     return result
@@ -86,7 +134,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / _LOCK).open("a+b")
+        self._file = (folder / LOCK).open("a+b")
 
     @contextmanager
     def starting(self) -> Iterator[bool]:

@@ -6,8 +6,8 @@ with the others. Under `accelerate launch` each process takes its share of the v
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,30 @@ from rich.text import Text
 from msdv import __version__
 from msdv.config import PrepConfig
 from msdv.console import console, progress
-from msdv.data.captions import find_caption
+from msdv.data.captions import CaptionLists, find_caption, read_caption_lists
 from msdv.data.contact_sheet import write_contact_sheet
-from msdv.data.manifest import MANIFEST, RECORD, FolderLock, Row, read_records, update_manifest, write_record
+from msdv.data.grading import Grades, grade, overlays_of, put_in_place, tiles_of, verdict_lines
+from msdv.data.manifest import (
+    CONTACT_SHEET,
+    DROPPED,
+    MANIFEST,
+    RECORD,
+    RESOLVED_CONFIG,
+    FolderLock,
+    FrameSettings,
+    Row,
+    read_manifest,
+    read_records,
+    scene_name,
+    update_manifest,
+    write_record,
+)
+from msdv.data.overlay import describe
 from msdv.data.pool import Pool
 from msdv.data.sources import Source, assign_folders, find_sources, is_picture
-from msdv.data.worker import FrameSettings
 from msdv.errors import MsdvError, UsageError
 from msdv.files import is_unfinished, write_file
 from msdv.recipe import to_toml
-
-CONTACT_SHEET = "contact_sheet.jpg"
-RESOLVED_CONFIG = "prep.toml"
 
 
 @dataclass(frozen=True)
@@ -42,19 +54,29 @@ class PrepReport:
     """Clips that were there already."""
     failed: int
     """Files that gave no clip."""
+    left_out: int
+    """Clips that are there, and that training does not get, as was asked for."""
     frames: int
-    """Frames of the clips made and skipped."""
-    contact_sheet: Path
+    """Frames of the clips made and skipped, without those left out."""
+    contact_sheet: Path | None
+    """None where there is no clip to show."""
+    verdicts: tuple[str, ...] = ()
+    """Lines: what became of the files."""
+    overlays: tuple[str, ...] = ()
+    """Lines about still overlays that stand in many clips."""
 
     def lines(self) -> list[str]:
         """What to print at the end."""
         other = [f"{self.skipped} of them made before"] if self.skipped else []
+        other += [f"{self.left_out} left out"] if self.left_out else []
         other += [f"{self.failed} failed: see {self.folder / MANIFEST}"] if self.failed else []
-        clips = self.made + self.skipped
+        clips = self.made + self.skipped - self.left_out
         summary = f"{_count(clips, 'clip')}, {_count(self.frames, 'frame')} in {self.folder}"
         return [
             f"{summary} ({', '.join(other)})" if other else summary,
-            f"look at: {self.contact_sheet}",
+            *self.verdicts,
+            *(f"{line}: it will be learned too, so cut it off the videos, or leave them out" for line in self.overlays),
+            *([f"look at: {self.contact_sheet}"] if self.contact_sheet else []),
             f"next: msdv train --data {self.folder}",
         ]
 
@@ -70,13 +92,18 @@ def prepare(config: PrepConfig) -> PrepReport:
     sources, pictures = find_sources(config.videos, config.frames)
     if not sources:
         raise MsdvError(_no_videos(config, pictures))
+    captions = (
+        CaptionLists()
+        if config.caption is not None
+        else read_caption_lists(config.videos, [source.path for source in sources])
+    )
     config.frames.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(config.frames)
     try:
         with lock.starting() as alone:
             if alone:
                 _remove_leftovers(config.frames)
-        return _Preparation(config, sources, lock).run()
+        return _Preparation(config, sources, captions, lock).run()
     finally:
         with lock.starting() as alone:
             if alone:
@@ -99,9 +126,10 @@ class _Preparation:
 
     config: PrepConfig
     sources: Sequence[Source]
+    captions: CaptionLists
     lock: FolderLock
     records: dict[str, Row] = field(default_factory=dict)  # of clips made before, by folder
-    rows: dict[str, Row] = field(default_factory=dict)  # of the manifest, by source
+    rows: dict[str, Row] = field(default_factory=dict)  # of the manifest, by clip
     made: int = 0
     skipped: int = 0
     failed: list[str] = field(default_factory=list)
@@ -113,16 +141,19 @@ class _Preparation:
         rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         # Whoever is not the first must not be mute about its own files.
         self._console = console if rank == 0 else Console(stderr=True, highlight=False)
-        settings = FrameSettings(config.fps, config.size, config.trim_start, config.trim_end, config.select)
-        records = self.records = read_records(folder)
+        settings = FrameSettings(**{f.name: getattr(config, f.name) for f in fields(FrameSettings)})
+        self.records = {**read_records(folder / DROPPED), **read_records(folder)}
+        records = self.records
         names = assign_folders(list(self.sources), records, config.videos.resolve().name)
         if not config.overwrite:
-            _refuse_other_settings(folder, settings, [records[n] for n in names.values() if n in records])
+            _refuse_other_settings(folder, settings, [r for r in records.values() if self._is_ours(r, names)])
         if rank == 0:
+            for line in self.captions.unused:
+                self._console.print(Text(line), soft_wrap=True)
             with write_file(folder / RESOLVED_CONFIG) as temporary:
                 temporary.write_text(to_toml("prep", config), encoding="utf-8", errors="replace")
         # What a killed run finished and could not write down any more.
-        update_manifest(folder, self.lock, {row["source"]: row for row in records.values() if "source" in row})
+        update_manifest(folder, self.lock, {name: row for name, row in records.items() if "source" in row})
         share = self.sources[rank::processes]
         todo = [clip for source in share for clip in self._look_at(source, names[source.key])]
         try:
@@ -132,18 +163,65 @@ class _Preparation:
                 f"interrupted after {self.made} of {_count(len(todo), 'clip')}: the same command goes on from there"
             ) from None
         finally:
-            rows = update_manifest(folder, self.lock, self.rows)
-        clips = [folder / row["clip"] for row in rows if (folder / row["clip"]).is_dir()]
-        if clips:
-            with self.lock.writing():
-                write_contact_sheet(folder / CONTACT_SHEET, clips)
+            update_manifest(folder, self.lock, self.rows)
+        rows, overlays, left_out = self._finish()
+        mine = [row for row in rows if row["clip"] in self.rows]
         if not self.made + self.skipped and processes == 1:
             raise MsdvError(self._nothing_used())
-        return PrepReport(folder, self.made, self.skipped, len(self.failed), self.frames, folder / CONTACT_SHEET)
+        if left_out >= self.made + self.skipped and processes == 1:
+            reason = next(row["verdict"] for row in mine if row["clip"] in self.rows and row["frames"])
+            raise MsdvError(f"all clips are left out as asked ({reason}): ask for less")
+        shown = folder / CONTACT_SHEET
+        return PrepReport(
+            folder=folder,
+            made=self.made,
+            skipped=self.skipped,
+            failed=len(self.failed),
+            left_out=left_out,
+            frames=sum(row["frames"] for row in mine if not (folder / DROPPED / row["clip"]).is_dir()),
+            contact_sheet=shown if shown.exists() else None,
+            verdicts=tuple(verdict_lines(mine)),
+            overlays=overlays,
+        )
+
+    def _is_ours(self, record: Row, names: Mapping[str, str]) -> bool:
+        return record["clip"] in names.values() or record.get("source") in names
+
+    def _finish(self) -> tuple[list[Row], tuple[str, ...], int]:
+        """Grade all clips of the folder, put them where they belong, and show them.
+
+        Returns the manifest's rows, lines about overlays, and how many of this run's clips are left out.
+        """
+        folder = self.config.frames
+        records = {**read_records(folder / DROPPED), **read_records(folder)}
+        records = {name: records[name] for name in sorted(records) if "verdict" in records[name]}
+        before = {row["clip"]: row for row in read_manifest(folder)}
+        grades = grade(records, self.config)
+        with self.lock.writing():
+            put_in_place(folder, records, grades.left_out)
+        boxes = {name: row["overlays"] for name, row in before.items() if row.get("overlays")}
+        lines: tuple[str, ...] = ()
+        if self.made:
+            kept = {name: record for name, record in records.items() if name not in grades.left_out}
+            found = overlays_of(folder, kept)
+            boxes = {name: [list(overlay.box) for overlay in clip] for name, clip in found.items()}
+            size = {overlay: (kept[name]["width"], kept[name]["height"]) for name in found for overlay in found[name]}
+            lines = tuple(describe(overlay, *size[overlay]) for overlay in size)
+        rows = {
+            name: {**record, "verdict": _verdict(name, record, before, grades), "overlays": boxes.get(name, [])}
+            for name, record in records.items()
+        }
+        all_rows = update_manifest(folder, self.lock, rows)
+        tiles = tiles_of(folder, all_rows, self.config.sort)
+        if tiles:
+            with self.lock.writing():
+                write_contact_sheet(folder / CONTACT_SHEET, tiles, self.config.sort)
+        return all_rows, lines, len(grades.left_out.keys() & self.rows.keys())
 
     def _look_at(self, source: Source, name: str) -> Iterator[_Todo]:
         """The clip to make of a file; nothing if there is none to make, which is then in the manifest's rows."""
         folder = self.config.frames / name
+        caption = self.config.caption
         row: Row = {
             "clip": name,
             "source": source.key,
@@ -155,23 +233,25 @@ class _Preparation:
             "frames": 0,
             "width": None,
             "height": None,
-            "caption": self.config.caption if self.config.caption is not None else find_caption(source.path),
+            "caption": caption if caption is not None else find_caption(source.path, self.captions.captions),
             "verdict": "",
             "version": __version__,
         }
         record = self.records.get(name)
         exists = folder.is_dir() and any(folder.iterdir())
-        if exists and not self.config.overwrite:
-            if record is None:
-                frames = sum(is_picture(file) for file in folder.iterdir())
-                verdict = "skipped: its frames were not made by msdv prep; --overwrite makes them anew"
-                self._keep({**row, "frames": frames, "verdict": verdict})
-                return
-            if source.size is None or (record.get("size"), record.get("mtime")) == (source.size, source.mtime):
-                kept = {**record, "source": source.key, "caption": row["caption"]}
-                if kept != record:
-                    write_record(folder, kept)
-                self._keep(kept)
+        if exists and record is None and not self.config.overwrite:
+            frames = sum(is_picture(file) for file in folder.iterdir())
+            verdict = "skipped: its frames were not made by msdv prep; --overwrite makes them anew"
+            self._keep({**row, "frames": frames, "verdict": verdict})
+            return
+        if record is not None and not self.config.overwrite:
+            unchanged = (record.get("size"), record.get("mtime")) == (source.size, source.mtime)
+            if source.size is None or unchanged:
+                for clip, known in self._scenes(record):
+                    kept = {**known, "source": source.key, "caption": row["caption"]}
+                    if kept != known:
+                        write_record(self._folder_of(clip), kept)
+                    self._keep(kept)
                 return
         if folder.exists() and (other := _not_a_frame(folder)):
             self._fail(source, row, f"{folder} is in the way, it holds {other}: move it elsewhere")
@@ -179,6 +259,15 @@ class _Preparation:
             self._fail(source, row, source.problem)
         else:
             yield _Todo(source, folder, row)
+
+    def _scenes(self, record: Row) -> list[tuple[str, Row]]:
+        """The clips that were made together with the one of this record, itself first."""
+        names = [scene_name(record["clip"], number) for number in range(1, record.get("scenes", 1) + 1)]
+        return [(name, self.records[name]) for name in names if name in self.records]
+
+    def _folder_of(self, clip: str) -> Path:
+        folder = self.config.frames / clip
+        return folder if folder.is_dir() else self.config.frames / DROPPED / clip
 
     def _make(self, todo: Sequence[_Todo], settings: dict[str, Any]) -> None:
         requests = [
@@ -192,9 +281,8 @@ class _Preparation:
             for answer in pool.answers():
                 clip, message = todo[answer.request], answer.message
                 frames += message.get("frames", 0)
-                if "row" in message:
-                    self.made += 1
-                    self._add(message["row"])
+                if "rows" in message:
+                    self._made(clip, message["rows"])
                 elif "failed" in message:
                     self._fail(clip.source, clip.row, message["failed"])
                 elapsed = display.tasks[0].elapsed or 0
@@ -203,22 +291,34 @@ class _Preparation:
                     display.advance(bar)
                     update_manifest(self.config.frames, self.lock, self.rows)
 
+    def _made(self, clip: _Todo, rows: Sequence[Row]) -> None:
+        self.made += len(rows)
+        names = {row["clip"] for row in rows}
+        before = self.records.get(clip.folder.name)
+        for name, _ in self._scenes(before) if before is not None else []:
+            if name not in names:  # it had more scenes
+                shutil.rmtree(self._folder_of(name), ignore_errors=True)
+            else:
+                shutil.rmtree(self.config.frames / DROPPED / name, ignore_errors=True)
+        for row in rows:
+            self._add(row)
+
     def _keep(self, row: Row) -> None:
         self.skipped += 1
         self._add(row)
 
     def _add(self, row: Row) -> None:
         self.frames += row["frames"]
-        self.rows[row["source"]] = row
+        self.rows[row["clip"]] = row
         if "damaged" in row["verdict"]:
-            self._say(Path(row["source"]).name, row["verdict"].removeprefix("ok, "))
+            self._say(row["clip"], row["verdict"].removeprefix("ok, "))
 
     def _fail(self, source: Source, row: Row, reason: str) -> None:
         self.failed.append(f"{source.relative}: {reason}")
         kept = self.records.get(row["clip"])
         if kept is not None:
             reason += " (frames made from it before are kept)"
-        self.rows[source.key] = {**row, **(kept or {}), "source": source.key, "verdict": f"failed: {reason}"}
+        self.rows[row["clip"]] = {**row, **(kept or {}), "source": source.key, "verdict": f"failed: {reason}"}
         if len(self.sources) > 1:  # of an only one the error says it all
             self._say(str(source.relative), reason)
 
@@ -234,6 +334,18 @@ class _Preparation:
             f"not one of {len(self.failed)} files in {self.config.videos} could be used (the first: {self.failed[0]}):"
             f" see {self.config.frames / MANIFEST}"
         )
+
+
+def _verdict(name: str, record: Row, before: Mapping[str, Row], grades: Grades) -> str:
+    """What the manifest says of a finished clip."""
+    if name in before and before[name]["verdict"].startswith("failed"):  # frames of a file that has got worse
+        return str(before[name]["verdict"])
+    if name in grades.left_out:
+        return f"skipped: {grades.left_out[name]}"
+    verdict = str(record["verdict"])
+    if name in grades.remarks:
+        verdict += ("; " if "," in verdict else ", ") + grades.remarks[name]
+    return verdict
 
 
 def _check_paths(config: PrepConfig) -> None:

@@ -1,8 +1,10 @@
 """Which files prep works on, and what their folders of frames are called."""
 
+import errno
 import hashlib
 import os
 import stat
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ _OTHER_SUFFIXES = """
     .sqlite .srt .vtt .ass .ssa .sub .idx .lrc .pdf .doc .docx .py .sh .bat .ps1 .zip .rar .7z .gz .torrent .m3u
     .m3u8 .lrv .npy .npz .pt .safetensors .parquet .edl .prproj .xmp .sha256 .md5
 """
+_VIDEO_SUFFIXES = ".mp4 .m4v .mov .mkv .webm .avi .ts .mpg .wmv .flv"
+_VIDEOS = frozenset(_VIDEO_SUFFIXES.split())
 _PICTURES = frozenset(_PICTURE_SUFFIXES.split())
 _COMPANIONS = _PICTURES.union(_OTHER_SUFFIXES.split())
 _LONGEST_NAME = 240  # bytes; file systems take 255
@@ -60,10 +64,12 @@ def find_sources(videos: Path, frames: Path) -> tuple[list[Source], int]:
             reason = "no permission to look into this folder" if isinstance(error, PermissionError) else str(error)
             sources.append(Source(folder, folder.relative_to(root), None, None, reason))
             continue
+        if not entries and folder.suffix.lower() in _VIDEOS:
+            sources.append(Source(folder, folder.relative_to(root), None, None, "an empty folder, no video"))
         for path in entries:
             if path.name.startswith("."):
                 continue
-            if path.is_dir():
+            if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where the folder may not be looked into
                 waiting.append(path)
             elif path.suffix.lower() in _PICTURES:
                 pictures += 1
@@ -81,7 +87,9 @@ def _look_at(path: Path, relative: Path) -> Source:
     try:
         status = path.stat()
     except OSError as error:
-        reason = "a link to nothing" if path.is_symlink() else str(error.strerror or error).lower()
+        reason = str(error.strerror or error).lower()
+        if os.path.islink(path):  # noqa: PTH114 - Path.is_symlink raises where the folder may not be looked into
+            reason = "a link that leads in a circle" if error.errno == errno.ELOOP else "a link to nothing"
         return Source(path, relative, None, None, reason)
     problem: str | None = None
     if not stat.S_ISREG(status.st_mode):
@@ -109,7 +117,7 @@ def assign_folders(sources: list[Source], records: Mapping[str, Mapping[str, Any
             folder = source.path.name
         if folder is not None:
             names[source.key] = folder
-    taken = {folder.casefold() for folder in records}
+    taken = {_folded(folder) for folder in records}
     for source in sorted(sources, key=lambda source: (len(source.relative.parts), source.relative.parts)):
         if source.key in names:
             continue
@@ -117,13 +125,18 @@ def assign_folders(sources: list[Source], records: Mapping[str, Mapping[str, Any
         digest = hashlib.sha256(source.key.encode("utf-8", "surrogateescape")).hexdigest()[:8]
         choices = (source.path.name, joined, f"{origin}__{joined}", f"{digest}__{source.path.name}")
         fitting = [name for name in choices if len(os.fsencode(name)) <= _LONGEST_NAME] or [digest + source.path.suffix]
-        name = next((name for name in fitting if name.casefold() not in taken), digest + source.path.suffix)
+        name = next((name for name in fitting if _folded(name) not in taken), digest + source.path.suffix)
         names[source.key] = name
-        taken.add(name.casefold())
+        taken.add(_folded(name))
     return names
+
+
+def _folded(name: str) -> str:
+    """The same for names that some file system takes for the same: Windows ignores case, macOS how accents are put."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def _moved(source: Source, record: Mapping[str, Any]) -> bool:
     """Whether a clip was made from this file when it lay elsewhere."""
     same = record.get("size") == source.size and record.get("mtime") == source.mtime
-    return same and not Path(str(record.get("source"))).exists()
+    return same and not os.path.exists(str(record.get("source")))  # noqa: PTH110 - Path.exists raises where it may not look

@@ -54,7 +54,11 @@ def test_settings_hold_every_field_panel_by_panel(command: str) -> None:
 
 def test_settings_in_words() -> None:
     size = setting("prep", "size")
-    assert (size.flags, size.metavar, size.notes) == (("--size",), "N", "16 to 4096 and a multiple of 8; default: 512")
+    assert (size.flags, size.metavar, size.notes) == (
+        ("--size",),
+        "PX|WxH",
+        "16 to 4096 and a multiple of 8; default: 512",
+    )
     assert setting("train", "size").notes == "16 to 4096 and a multiple of 8"
     assert setting("train", "lr").notes == "more than 0 and less than 1; default: 0.0001"
     assert setting("prep", "fps").notes == "more than 0 and at most 120; default: 5"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-from msdv.cli import COMMANDS, app
+from msdv.cli import COMMANDS, parser
 from msdv.config import CONFIGS
 from msdv.options import fill_bare_options, settings
 
@@ -36,7 +36,7 @@ def command_lines(text: str) -> list[str]:
 def parse(line: str) -> Any:
     """What the program makes of a command line, nothing being run: a job, or None for --help and the like."""
     words = fill_bare_options(shlex.split(line, comments=True))
-    job = typer.main.get_command(app).main(words, prog_name="msdv", standalone_mode=False)
+    job = parser(words[0]).main(words, prog_name="msdv", standalone_mode=False)
     return job or None
 
 

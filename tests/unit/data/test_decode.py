@@ -1,7 +1,7 @@
 """Which frame is on display when, and how it comes out, for the kinds of files that people have."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,11 @@ import pytest
 from PIL import Image
 
 from msdv.data import decode
-from msdv.data.decode import read_pictures, read_timeline
+from msdv.data.container import packets_to_decode
+from msdv.data.decode import Picture, VideoReader
+from msdv.data.picture import PictureSettings
+from msdv.data.timeline import Timeline, read_timeline
+from msdv.data.video import write_video
 from msdv.errors import MsdvError
 from tests.unit.data.video_fixtures import numbered, read_number, turn, write_clip, write_sound
 
@@ -37,6 +41,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "with-sound.mp4": {"sound": 3.0},
     "with-sound.mkv": {"sound": 3.0, "options": B_FRAMES},
 }
+
+
+def read_pictures(path: Path, timeline: Timeline, chosen: Iterable[int], size: int) -> Iterator[Picture]:
+    return VideoReader(path, timeline, PictureSettings(size, size)).pictures(chosen)
 
 
 def numbers(path: Path, chosen: Sequence[int] | None = None, size: int = 64) -> dict[int, int]:
@@ -67,19 +75,86 @@ def test_every_frame_has_its_time(tmp_path: Path, name: str) -> None:
     assert numbers(path, [3, 4, 17, 29]) == {3: 3, 4: 4, 17: 17, 29: 29}
 
 
-@pytest.mark.parametrize("name", ["b-frames.mp4", "b-frames.mkv", "hevc.mp4", "stream.ts", "fragmented.mp4"])
-def test_skipping_gives_the_same_bytes(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames that no other needs are not decoded unless they are wanted."""
-    path = write_clip(tmp_path / name, 60, **KINDS[name])
+CODECS: dict[str, dict[str, Any]] = {
+    **{name: KINDS[name] for name in ("plain.mp4", "b-frames.mp4", "b-frames.mkv", "stream.ts", "fragmented.mp4")},
+    **{name: KINDS[name] for name in ("hevc.mp4", "vp9.webm", "av1.mp4", "dvd.mpg", "prores.mov", "h264-b-frames.avi")},
+    **{name: KINDS[name] for name in ("mpeg4-b-frames.avi", "motion-jpeg.avi", "raw.h264", "windows.wmv")},
+    "refresh.ts": {"options": {**B_FRAMES, "x264-params": "intra-refresh=1"}},
+    "hevc-b-frames.mkv": {"codec": "libx265", "options": {"x265-params": "log-level=none:bframes=4:b-adapt=0"}},
+    "hevc-closed.ts": {"codec": "libx265", "options": {"x265-params": "log-level=none:open-gop=0"}},
+    "mpeg4.mp4": {"codec": "mpeg4", "options": {"bf": "2"}},
+    "mpeg2.mkv": {"codec": "mpeg2video", "options": {"bf": "2", "q": "2"}},
+    "mpeg2-closed.ts": {
+        "codec": "mpeg2video",
+        "options": {"bf": "2", "q": "2", "flags": "+cgop", "sc_threshold": "1000000000"},
+    },
+    "vp8.mkv": {"codec": "libvpx", "options": {"deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "1"}},
+    "vp9-alt-ref.webm": {
+        "codec": "libvpx-vp9",
+        "options": {"deadline": "good", "cpu-used": "5", "lag-in-frames": "16"},
+    },
+    "animation.gif": {},
+}
+
+
+@pytest.mark.parametrize("gop", [7, 25, 250])
+@pytest.mark.parametrize("name", CODECS)
+def test_leaving_out_gives_the_same_bytes(tmp_path: Path, name: str, gop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no wanted frame needs is not decoded; and the wanted ones are as if all had been."""
+    path = tmp_path / name
+    if path.suffix == ".gif":
+        write_video(path, [moving(i) for i in range(60)], fps=25)
+    else:
+        options = {**CODECS[name].get("options", {}), "g": str(gop)}
+        write_clip(path, 60, picture=moving, **{**CODECS[name], "options": options})
     timeline = read_timeline(path)
-    chosen = [1, 2, 7, 12, 13, 28, 41, 58, 59]
-    fast = list(read_pictures(path, timeline, chosen, 64))
-    with av.open(str(path)) as container:
-        container.streams.video[0].codec_context.skip_frame = "NONREF"
-        assert len(list(container.decode(video=0))) < 60  # there is something to skip
+    choices = ([1, 2, 7, 12, 13, 28, 41, 58, 59], [0], [59], [30], range(20, 40, 5), [6, 7, 8, 24, 25, 26], range(60))
+    fast = {tuple(chosen): pictures_of(path, timeline, chosen) for chosen in choices}
     monkeypatch.setattr(decode, "_SKIPPING_CODECS", ())
-    assert list(read_pictures(path, timeline, chosen, 64)) == fast
-    assert [p.index for p in fast] == chosen
+    monkeypatch.setattr(decode, "_JUMPING_CODECS", ())
+    full = dict(pictures_of(path, timeline, range(60)))
+    for chosen, pictures in fast.items():
+        assert pictures == [(i, full[i]) for i in chosen], chosen
+
+
+def pictures_of(path: Path, timeline: Timeline, chosen: Iterable[int]) -> list[tuple[int, bytes]]:
+    return [(p.index, p.jpeg) for p in read_pictures(path, timeline, chosen, 64)]
+
+
+def moving(number: int) -> np.ndarray:
+    """A picture that moves everywhere, so that each frame needs those before it."""
+    y, x = np.mgrid[:64, :64]
+    waves = np.sin((x + 3 * number) / 5) + np.cos((y - 2 * number) / 7) + np.sin((x * y) / 60 + number)
+    return np.stack([128 + 40 * waves, 128 - 30 * waves, 90 + 20 * waves], axis=-1).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["b-frames.mp4", "b-frames.mkv", "hevc.mp4", "stream.ts", "dvd.mpg"])
+def test_frames_that_no_other_needs(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are really left out: of the frames between the wanted ones the decoder gives fewer than there are."""
+    path = write_clip(tmp_path / name, 60, **KINDS[name])
+    given = []
+    frames = VideoReader._decode_needed
+    monkeypatch.setattr(VideoReader, "_decode_needed", lambda *a: (given.append(f) or f for f in frames(*a)))
+    assert [index for index, _ in pictures_of(path, read_timeline(path), [0, 59])] == [0, 59]
+    assert len(given) < 60
+
+
+def test_leaving_out_leaves_out(tmp_path: Path) -> None:
+    """Of seven groups of seven frames, the decoder sees what it must."""
+    path = write_clip(tmp_path / "a.mp4", 49, options={"preset": "ultrafast", "g": "7", "keyint_min": "7"})
+    timeline = read_timeline(path)
+    assert timeline.order is not None and timeline.order.entries.sum() == 7
+    seen = packets_to_decode(timeline.order.pts, timeline.order.entries, np.isin(np.arange(49), [8, 9, 30]), False)
+    assert np.flatnonzero(seen).tolist() == [7, 8, 9, 28, 29, 30]
+
+
+def test_leading_pictures_need_the_group_before() -> None:
+    pts = np.array([0, 3, 1, 2, 6, 4, 5, 9, 7, 8])
+    entries = np.array([1, 0, 0, 0, 1, 0, 0, 1, 0, 0], bool)
+    assert packets_to_decode(pts, entries, pts == 4, False).tolist() == [True] * 6 + [False] * 4
+    assert packets_to_decode(pts, entries, pts == 6, False).tolist() == [False] * 4 + [True] + [False] * 5
+    assert packets_to_decode(pts, entries, pts == 7, False).tolist() == [False] * 4 + [True] * 5 + [False]
+    assert packets_to_decode(pts, entries, pts == 7, True).tolist() == (pts == 7).tolist()
 
 
 def test_variable_frame_rate(tmp_path: Path) -> None:

@@ -412,11 +412,11 @@ def test_a_worker_that_dies_costs_one_clip(videos: Path, frames: Path, monkeypat
     crash = (
         "import json, os, signal, sys; sys.path[:] = json.loads(sys.argv[1])\n"
         "from msdv.data import worker\n"
-        "make = worker.make_clip\n"
+        "make = worker.make_clips\n"
         "def crash(video, *rest):\n"
         "    if video.name == 'b.mp4': os.kill(os.getpid(), signal.SIGSEGV)\n"
         "    return make(video, *rest)\n"
-        "worker.make_clip = crash\n"
+        "worker.make_clips = crash\n"
         "worker.main()\n"
     )
     monkeypatch.setattr("msdv.data.pool._START", crash)
@@ -449,7 +449,7 @@ def test_a_full_disk_stops_the_run(videos: Path, frames: Path, monkeypatch: pyte
         "import errno, json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
         "from msdv.data import worker\n"
         "def make(video, *rest): raise OSError(errno.ENOSPC, 'No space left on device', 'x.jpg')\n"
-        "worker.make_clip = make\n"
+        "worker.make_clips = make\n"
         "worker.main()\n"
     )
     monkeypatch.setattr("msdv.data.pool._START", full)
