@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,11 +39,11 @@ def write_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def write_folder(path: Path, progress: Callable[[], None] = lambda: None) -> Iterator[Path]:
+def write_folder(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Like `write_file` for a folder: filled elsewhere (beside `path`), then renamed.
 
-    A folder that stands at `path` is replaced only after the new one is complete. `progress` is called as each file
-    has reached the disk: for thousands that takes minutes on a slow one.
+    A folder that stands at `path` is replaced only after the new one is complete. Without `flush` that holds whatever
+    becomes of the process, but after a power cut some of its files may be empty: for many files that can be made again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path.parent))
@@ -53,10 +53,9 @@ def write_folder(path: Path, progress: Callable[[], None] = lambda: None) -> Ite
             umask = os.umask(0)
             os.umask(umask)
             temporary.chmod(0o777 & ~umask)
-            for file in temporary.rglob("*"):
+            for file in temporary.rglob("*") if flush else ():
                 if file.is_file():
                     _flush(file)
-                    progress()
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path.parent))
             _rename(path, old / path.name)

@@ -45,7 +45,7 @@ def make_clips(
         raise MsdvError(_too_short(timeline, settings))
     # The 2022 script deleted its first file.
     first = 2 if settings.select == "script" else 1
-    with write_folder(folder) as temporary:
+    with write_folder(folder, flush=False) as temporary:
         taken = _write_frames(video, timeline, chosen, settings, temporary, first, report)
         notes = [timeline.note] if timeline.note else []
         if len(taken.indices) < len(chosen):
@@ -82,7 +82,8 @@ def make_clips(
         files = [temporary / f"{first + i:06d}.jpg" for i in range(len(taken.indices))]
         for number in range(len(parts), 1, -1):
             rows[number - 1]["clip"] = scene_name(folder.name, number)
-            with write_folder(folder.with_name(scene_name(folder.name, number))) as other:
+            other_folder = folder.with_name(scene_name(folder.name, number))
+            with write_folder(other_folder, flush=False) as other:
                 for place, file in enumerate(files[parts[number - 1]], first):
                     file.replace(other / f"{place:06d}.jpg")
                 write_record(other, rows[number - 1])

@@ -7,6 +7,7 @@ gradients over a collection is what Dekel et al. 2017, "On the Effectiveness of 
 from.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -29,11 +30,13 @@ _EVIDENCE = 180  # and as many more in few clips that there are this many in all
 _AGREEING = 0.5  # share of an overlay's edges that must be in a clip it stands in
 _ALIKE = 0.3  # correlation of a clip's gradients there with those of the others
 # And that of the middle one of few clips and of many: what is alike by chance is so in few.
-_ALIKE_FEW, _ALIKE_MANY = (4, 0.62), (10, 0.45)
+_FEW_MANY, _ALIKE_FEW_MANY = (4, 10), (0.62, 0.45)
 _OPEN = 0.4  # gradients of a closed shape cancel out: at most this share of them may be left
+_STREAK = 0.15  # at least this share of them must go across, and this share up and down
 _LEVELS = 6  # how many numbers of clips are tried, from all down to the fewest
 _DENSE = (5, 2)  # pixels of a cell that must agree
-_LARGEST = 0.5  # of the picture
+_SAME_OVERLAY = 0.1 * _GRID  # pixels between parts of one
+_LARGEST = 0.35  # of the picture
 _TILE = 16  # pixels: scenes are compared tile by tile
 _SAME_TILE = 0.6  # correlation of the gradients
 _SAME_SCENE = 0.2  # share of the tiles
@@ -88,10 +91,11 @@ def find_overlays(clips: Sequence[Sequence[Path]]) -> list[Overlay]:
         return []
     stack = np.stack(fields)  # (n, 2, grid, grid)
     scenes = _scenes(stack)
-    overlays = [
-        Overlay(_fractions(box), tuple(indices[i] for i in members), len(fields))
-        for box, members in _candidates(stack, scenes)
-    ]
+    first = np.unique(scenes, return_index=True)[1]  # the clip that each scene is looked at in
+    overlays = []
+    for box, members in _candidates(stack[first]):
+        having = np.isin(scenes, scenes[first[members]])
+        overlays.append(Overlay(_fractions(box), tuple(indices[i] for i in np.nonzero(having)[0]), len(fields)))
     return sorted(overlays, key=lambda overlay: -len(overlay.clips))
 
 
@@ -163,20 +167,20 @@ def _scenes(fields: np.ndarray) -> np.ndarray:
     return scenes
 
 
-def _candidates(fields: np.ndarray, scenes: np.ndarray) -> list[tuple[_Box, list[int]]]:
+def _candidates(fields: np.ndarray) -> list[tuple[_Box, list[int]]]:
     """Boxes in pixels of the grid, and the clips (positions in `fields`) that have the overlay."""
-    number = len(set(scenes.tolist()))
-    required = max(_FEWEST, _SHARE * number)
+    number = len(fields)
+    required = max(_FEWEST, math.ceil(_SHARE * number))
     if number < required:
         return []
     directions = np.stack([_directions(field) for field in fields])  # (n, grid, grid), -1: no edge
-    usual, agreeing = _agreement(directions, scenes)
+    usual, agreeing = _agreement(directions)
     found: list[tuple[_Box, list[int]]] = []
     # Where scenes are full of edges many agree by chance: what stands in most clips, and what is dense, comes out of
     # that only where more is asked for.
-    levels = np.linspace(number, required, _LEVELS if number > required else 1)
+    levels = sorted({round(level) for level in np.linspace(number, required, _LEVELS)}, reverse=True)
     for level, dense in product(levels, _DENSE):
-        for ys, xs in _components(agreeing >= level - 1e-4, dense):
+        for ys, xs in _components(agreeing >= level, dense):
             left, top, right, bottom = int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
             if len(ys) < _FEWEST_PIXELS or (right - left) * (bottom - top) > _LARGEST * _GRID**2:
                 continue
@@ -186,10 +190,10 @@ def _candidates(fields: np.ndarray, scenes: np.ndarray) -> list[tuple[_Box, list
             if len(members) < _FEWEST or len(ys) * len(members) < _EVIDENCE:
                 continue
             alike = _alikeness(around[members])
-            if np.median(alike) < np.interp(len(members), *zip(_ALIKE_FEW, _ALIKE_MANY, strict=True)):
+            if np.median(alike) < np.interp(len(members), _FEW_MANY, _ALIKE_FEW_MANY):
                 continue
             members = members[alike >= _ALIKE]
-            if len(set(scenes[members].tolist())) < required - 1e-4 or not _is_closed(around[members]):
+            if len(members) < required or not _is_closed(around[members]):
                 continue
             box = _tighten(directions[members], usual, (left, top, right, bottom))
             # What connects two that stood apart at a higher level is only clutter between them.
@@ -223,14 +227,13 @@ def _near(directions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return (directions >= 0) & ((directions - wanted + 1) % _DIRECTIONS <= 2)
 
 
-def _agreement(directions: np.ndarray, scenes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At each pixel the direction of most clips, int8, and the number of scenes that have it; both (grid, grid)."""
-    votes = np.zeros((_DIRECTIONS, _GRID, _GRID), dtype=np.float32)
-    counts = np.bincount(scenes, minlength=len(scenes))
-    for clip, scene in zip(directions, scenes, strict=True):
+def _agreement(directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At each pixel the direction of most clips, int8, and the number of clips that have it; both (grid, grid)."""
+    votes = np.zeros((_DIRECTIONS, _GRID, _GRID), dtype=np.int16)
+    for clip in directions:
         ys, xs = np.nonzero(clip >= 0)
         for turn in (-1, 0, 1):
-            votes[(clip[ys, xs] + turn) % _DIRECTIONS, ys, xs] += 1 / counts[scene]
+            votes[(clip[ys, xs] + turn) % _DIRECTIONS, ys, xs] += 1
     return votes.argmax(axis=0).astype(np.int8), votes.max(axis=0)
 
 
@@ -272,11 +275,13 @@ def _alikeness(fields: np.ndarray) -> np.ndarray:
 
 
 def _is_closed(fields: np.ndarray) -> bool:
-    """Whether what clips have in common (n, 2, h, w) gets as dark again as it got light."""
+    """Whether what clips have in common (n, 2, h, w) gets as dark again as it got light, and is more than a streak."""
     common = fields.mean(axis=0)
     strength = np.hypot(*common)
     common = common * (strength >= strength.max() / 4)
-    return float(np.hypot(*common.sum(axis=(1, 2)))) <= _OPEN * float(np.hypot(*common).sum())
+    total = float(np.hypot(*common).sum())
+    streak = float(np.abs(common).sum(axis=(1, 2)).min()) < _STREAK * total
+    return not streak and float(np.hypot(*common.sum(axis=(1, 2)))) <= _OPEN * total
 
 
 def _merge(found: list[tuple[_Box, list[int]]]) -> list[tuple[_Box, list[int]]]:
@@ -285,7 +290,7 @@ def _merge(found: list[tuple[_Box, list[int]]]) -> list[tuple[_Box, list[int]]]:
     for box, members in sorted(found):
         for position, (other, others) in enumerate(merged):
             both = set(members) | set(others)
-            if _gap(box, other) <= 0.06 * _GRID and len(set(members) & set(others)) >= 0.5 * len(both):
+            if _gap(box, other) <= _SAME_OVERLAY and len(set(members) & set(others)) >= 0.5 * len(both):
                 union = (*np.minimum(box, other)[:2].tolist(), *np.maximum(box, other)[2:].tolist())
                 merged[position] = (union, sorted(both))
                 break

@@ -129,6 +129,7 @@ class _Preparation:
     captions: CaptionLists
     lock: FolderLock
     records: dict[str, Row] = field(default_factory=dict)  # of clips made before, by folder
+    overlays: dict[str, Any] = field(default_factory=dict)  # what was known of them, by clip
     rows: dict[str, Row] = field(default_factory=dict)  # of the manifest, by clip
     made: int = 0
     skipped: int = 0
@@ -152,6 +153,7 @@ class _Preparation:
                 self._console.print(Text(line), soft_wrap=True)
             with write_file(folder / RESOLVED_CONFIG) as temporary:
                 temporary.write_text(to_toml("prep", config), encoding="utf-8", errors="replace")
+        self.overlays = {row["clip"]: row["overlays"] for row in read_manifest(folder) if row.get("overlays")}
         # What a killed run finished and could not write down any more.
         update_manifest(folder, self.lock, {name: row for name, row in records.items() if "source" in row})
         share = self.sources[rank::processes]
@@ -163,7 +165,9 @@ class _Preparation:
                 f"interrupted after {self.made} of {_count(len(todo), 'clip')}: the same command goes on from there"
             ) from None
         finally:
-            update_manifest(folder, self.lock, self.rows)
+            # Also of clips that were finished when no answer was heard any more.
+            finished = {name: row for name, row in read_records(folder).items() if name not in self.records}
+            update_manifest(folder, self.lock, {**finished, **self.rows})
         rows, overlays, left_out = self._finish()
         mine = [row for row in rows if row["clip"] in self.rows]
         if not self.made + self.skipped and processes == 1:
@@ -199,7 +203,7 @@ class _Preparation:
         grades = grade(records, self.config)
         with self.lock.writing():
             put_in_place(folder, records, grades.left_out)
-        boxes = {name: row["overlays"] for name, row in before.items() if row.get("overlays")}
+        boxes = self.overlays
         lines: tuple[str, ...] = ()
         if self.made:
             kept = {name: record for name, record in records.items() if name not in grades.left_out}
@@ -246,7 +250,7 @@ class _Preparation:
             return
         if record is not None and not self.config.overwrite:
             unchanged = (record.get("size"), record.get("mtime")) == (source.size, source.mtime)
-            if source.size is None or unchanged:
+            if source.size is None or (unchanged and not self._lost(record)):
                 for clip, known in self._scenes(record):
                     kept = {**known, "source": source.key, "caption": row["caption"]}
                     if kept != known:
@@ -259,6 +263,11 @@ class _Preparation:
             self._fail(source, row, source.problem)
         else:
             yield _Todo(source, folder, row)
+
+    def _lost(self, record: Row) -> bool:
+        """Whether a power cut came between a clip's names and its content."""
+        folders = [self._folder_of(name) for name, _ in self._scenes(record)]
+        return any(file.stat().st_size == 0 for folder in folders for file in folder.iterdir())
 
     def _scenes(self, record: Row) -> list[tuple[str, Row]]:
         """The clips that were made together with the one of this record, itself first."""

@@ -160,7 +160,8 @@ def _averages(length: int, parts: int) -> np.ndarray:
 
 
 def sharpness_of(luma: np.ndarray) -> float:
-    """How sharp a picture is, from its luma (h, w) uint8: what share of the squared gradient goes away with a box blur of nine pixels, 0 to 1, less what noise does.
+    """How sharp a picture is, from its luma (h, w) uint8: the share of the squared gradient, 0 to 1, that goes away
+    with a box blur of nine pixels, less what noise does.
 
     After Crete et al. 2007, "The blur effect: perception and estimation with a new no-reference perceptual blur
     metric", with squares, so that the clearest edges count most.

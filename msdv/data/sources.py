@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import stat
 import unicodedata
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ _VIDEOS = frozenset(_VIDEO_SUFFIXES.split())
 _PICTURES = frozenset(_PICTURE_SUFFIXES.split())
 _COMPANIONS = _PICTURES.union(_OTHER_SUFFIXES.split())
 _LONGEST_NAME = 240  # bytes; file systems take 255
+_LIKE_A_SCENE = re.compile(r"#(\d+)\Z")
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,11 @@ def assign_folders(sources: list[Source], records: Mapping[str, Mapping[str, Any
     That is the name of the file, extension included. Where two have the same, the one least deep in folders keeps it,
     and the others get their path, with separators replaced. `records` (by folder name, of clips made before) come
     first, so that a name stays what it was. `origin`, the name of the folder of videos, tells apart files of two such
-    folders.
+    folders. None ends in # and a number: that is for the scenes of a video.
     """
     names: dict[str, str] = {}
-    by_source = {str(record.get("source")): folder for folder, record in records.items()}
+    first_scenes = {folder: record for folder, record in records.items() if record.get("scene", 1) == 1}
+    by_source = {str(record.get("source")): folder for folder, record in first_scenes.items()}
     for source in sources:
         folder = by_source.get(source.key)
         if folder is None and (record := records.get(source.path.name)) and _moved(source, record):
@@ -123,9 +126,10 @@ def assign_folders(sources: list[Source], records: Mapping[str, Mapping[str, Any
             continue
         joined = "__".join(source.relative.parts)
         digest = hashlib.sha256(source.key.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-        choices = (source.path.name, joined, f"{origin}__{joined}", f"{digest}__{source.path.name}")
-        fitting = [name for name in choices if len(os.fsencode(name)) <= _LONGEST_NAME] or [digest + source.path.suffix]
-        name = next((name for name in fitting if _folded(name) not in taken), digest + source.path.suffix)
+        named = (source.path.name, joined, f"{origin}__{joined}", f"{digest}__{source.path.name}")
+        choices = [_LIKE_A_SCENE.sub(r"_\1", name) for name in (*named, digest + source.path.suffix)]
+        fitting = [name for name in choices if len(os.fsencode(name)) <= _LONGEST_NAME]
+        name = next((name for name in fitting if _folded(name) not in taken), digest)
         names[source.key] = name
         taken.add(_folded(name))
     return names

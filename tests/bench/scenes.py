@@ -1,7 +1,7 @@
 """Scene changes: FFmpeg's scdet, PySceneDetect where it is installed, and msdv/data/scenes.py, on clips whose cuts are
 known.
 
-    python tests/bench/scenes.py [--rounds 6] [--seed 0] [--video FILE ...]
+    python tests/bench/scenes.py [--rounds 2] [--seed 0] [--video FILE ...]
 
 Clips of three scenes joined by cuts, fades and dissolves, and clips of one scene with what is no cut, H.264 at crf 23.
 A transition is hit by a cut between one kept frame before it and one after; a second cut there and any cut elsewhere is
@@ -297,7 +297,7 @@ def score(cuts: Sequence[int], truth: Sequence[tuple[int, int]]) -> tuple[int, i
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=6, help="clips of each kind")
+    parser.add_argument("--rounds", type=int, default=2, help="clips of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--video", type=Path, nargs="*", default=[], help="files of one scene")
     parser.add_argument("--verbose", action="store_true", help="tell of each clip where ours went wrong")

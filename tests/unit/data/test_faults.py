@@ -307,6 +307,24 @@ def test_names_that_only_some_systems_tell_apart(tmp_path: Path) -> None:
     assert len({folder.casefold() for folder in folders.values()}) == 6
 
 
+def test_a_name_that_looks_like_a_scene(tmp_path: Path) -> None:
+    """The second scene of a video called x, and a video called x#2, are not one folder."""
+    sources = [Source(tmp_path / name, Path(name), 1, 1.0) for name in ("x", "x#2", "x_2", "y#2.mp4")]
+    names = [assign_folders(sources, {}, "videos")[source.key] for source in sources]
+    assert (names[0], names[3]) == ("x", "y#2.mp4")
+    assert len(set(names)) == 4
+    assert not [name for name in names if re.search(r"#\d+$", name)]
+
+
+def test_a_video_of_several_scenes_is_known_by_its_first(tmp_path: Path) -> None:
+    source = Source(tmp_path / "x.mp4", Path("x.mp4"), 1, 1.0)
+    folders = ("x.mp4", *(f"x.mp4#{number}" for number in range(2, 12)))
+    records = {folder: {"source": source.key, "scene": number} for number, folder in enumerate(folders, 1)}
+    assert assign_folders([source], records, "videos") == {source.key: "x.mp4"}
+    del records["x.mp4"]  # somebody deleted it: it is made anew
+    assert assign_folders([source], records, "videos") == {source.key: "x.mp4"}
+
+
 @pytest.mark.skipif(not POSIX or ROOT, reason="needs a folder that may not be looked into; root may")
 def test_a_folder_that_may_not_be_entered(tmp_path: Path) -> None:
     write_clip(tmp_path / "videos" / "a.mp4", 5)
@@ -493,7 +511,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     where = tmp_path_factory.mktemp("undisturbed")
     videos = where / "videos"
     for number in range(4):
-        write_clip(videos / f"{number}.mp4", 60, picture=lambda i, number=number: numbered(1000 * number + i))
+        write_clip(videos / f"{number}.mp4", 30, picture=lambda i, number=number: numbered(1000 * number + i))
     (videos / "3.txt").write_text("a caption")
     (videos / "broken.mp4").write_text("no video")
     cut = write_clip(videos / "cut.ts", 60, options=B_FRAMES)

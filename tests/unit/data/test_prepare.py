@@ -139,6 +139,14 @@ def test_second_run_makes_only_what_is_missing(videos: Path, frames: Path) -> No
     assert prep(videos, frames).made == 0
 
 
+def test_frames_that_a_power_cut_emptied_are_made_anew(videos: Path, frames: Path) -> None:
+    write_clip(videos / "a.mp4", 25)
+    prep(videos, frames)
+    (frames / "a.mp4" / "000002.jpg").write_bytes(b"")
+    assert prep(videos, frames).made == 1
+    assert made(frames) == {"a.mp4": [0, 5, 10, 15, 20]}
+
+
 def test_a_changed_video_is_made_anew(videos: Path, frames: Path) -> None:
     write_clip(videos / "a.mp4", 25)
     prep(videos, frames)

@@ -18,7 +18,7 @@ WIDTH, HEIGHT = 320, 180
 
 
 @cache
-def clouds(slower: float, count: int = 75) -> np.ndarray:
+def clouds(slower: float, count: int = 60) -> np.ndarray:
     """A timelapse of clouds; ten times slower they move as on a calm day."""
     return render(sample_sky(random.Random(5)), count, (HEIGHT, WIDTH), fps=25 * slower)
 
@@ -58,7 +58,7 @@ def measure(smalls: Sequence[np.ndarray], fps: float = 5.0) -> Stillness:
 def test_frozen_head_and_tail_and_a_freeze_inside(tmp_path: Path, crf: int) -> None:
     moving = clouds(1)
     frames = np.concatenate(
-        [freeze(moving[0], 40), moving[:25], freeze(moving[25], 40), moving[25:60], freeze(moving[60], 50)]
+        [freeze(moving[0], 40), moving[:25], freeze(moving[25], 40), moving[25:], freeze(moving[-1], 50)]
     )
     found = measure(encode(tmp_path / "a.mp4", frames, crf)[::5])
     assert abs(found.head - 8) <= 1
@@ -75,7 +75,7 @@ def test_key_frames_do_not_end_a_freeze(tmp_path: Path, crf: int) -> None:
 
 
 @pytest.mark.parametrize("crf", [18, 32])
-@pytest.mark.parametrize("slower", [1, 10, 30])
+@pytest.mark.parametrize("slower", [10, 30])
 def test_slow_clouds_are_alive(tmp_path: Path, crf: int, slower: float) -> None:
     assert measure(encode(tmp_path / "a.mp4", clouds(slower), crf)[::5]) == Stillness(0, 0, 0)
 
@@ -83,7 +83,7 @@ def test_slow_clouds_are_alive(tmp_path: Path, crf: int, slower: float) -> None:
 @pytest.mark.parametrize(("deviation", "crf"), [(3, 18), (6, 23), (10, 28)])
 def test_a_sensors_noise_is_alive(tmp_path: Path, deviation: float, crf: int) -> None:
     rng = np.random.default_rng(0)
-    noise = rng.normal(0, deviation, (60, HEIGHT, WIDTH, 3))
+    noise = rng.standard_normal((50, HEIGHT, WIDTH, 3), dtype=np.float32) * deviation
     frames = np.clip(clouds(1)[0] + noise, 0, 255).astype(np.uint8)
     assert measure(encode(tmp_path / "a.mp4", frames, crf)[::5]) == Stillness(0, 0, 0)
 
@@ -96,15 +96,15 @@ def test_a_still_clip_is_all_head(tmp_path: Path) -> None:
 
 
 def test_a_source_of_a_lower_rate_is_held(tmp_path: Path) -> None:
-    frames = np.repeat(clouds(0.2)[:20], 10, axis=0)  # 2.5 frames a second
+    frames = np.repeat(clouds(0.2, 12), 10, axis=0)  # 2.5 frames a second
     found = measure(encode(tmp_path / "a.mp4", frames, 25)[::5])
     assert (found.head, found.tail) == (2, 2)
-    assert 16 <= found.held <= 18  # of the 18 pairs inside
+    assert 9 <= found.held <= 10  # of the 10 pairs inside
 
 
 def test_every_frame_kept(tmp_path: Path) -> None:
     moving = clouds(1)
-    frames = np.concatenate([freeze(moving[0], 40), moving, freeze(moving[-1], 30)])
+    frames = np.concatenate([freeze(moving[0], 40), moving[:30], freeze(moving[30], 30)])
     found = measure(encode(tmp_path / "a.mp4", frames, 25), fps=25)
     assert abs(found.head - 40) <= 2
     assert abs(found.tail - 30) <= 2
