@@ -46,6 +46,8 @@ def _prep(config: PrepConfig) -> list[str]:
         if not report.problem:
             return report.lines()
         raise _CheckError(report.lines()[:-1], report.problem)
+    # The pictures that numpy sees here are small: threads would only wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from msdv.data.prepare import prepare
 
     return prepare(config).lines()

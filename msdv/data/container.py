@@ -1,6 +1,7 @@
 """Video files, opened: the one stream that counts, what is wrong with a file in words, and its packets."""
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ _PICTURE_UNITS: dict[str, Callable[[int], bool]] = {
 }
 
 
+_STUMBLES = 1000  # in a row; then it is no accident
+
+
 def open_video(path: Path) -> Any:
     """A PyAV container for reading. Raises OSError or av.FFmpegError (see `reason`)."""
     # `file:` because a colon in a name would otherwise be taken for a protocol; the list of protocols because a
@@ -31,14 +35,34 @@ def open_video(path: Path) -> Any:
 
 def reason(error: BaseException) -> str:
     """Why a file can't be read, in words."""
-    if isinstance(error, av.InvalidDataError):
-        return "not a video, or broken beyond reading"
-    if isinstance(error, PermissionError):
+    number = getattr(error, "errno", None)
+    if number == errno.EACCES:
         return "no permission to read it"
     if isinstance(error, FileNotFoundError):
         return "it is gone, or a link to nothing"
+    if number == errno.EIO:
+        return "reading it fails: broken, or its disk is gone"
+    if number == errno.ENOMEM:
+        return "reading it takes more memory than there is: broken, or too large"
+    if isinstance(error, av.FFmpegError):  # its codes mean little: damage can end in any, even in "not permitted"
+        return "not a video, or broken beyond reading"
     text = getattr(error, "strerror", None) or str(error)
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def demux(container: Any, streams: Sequence[Any]) -> Iterator[Any]:
+    """Packets of these streams, past what only looks like the end. Raises av.FFmpegError where reading fails."""
+    stumbles = 0
+    while stumbles < _STUMBLES:
+        try:
+            for packet in container.demux(streams):
+                stumbles = 0
+                yield packet
+            return
+        except IndexError:  # PyAV knows the streams of the start only; in recordings of television more may begin
+            stumbles += 1
+        except av.BlockingIOError:  # garbage in a transport stream: what follows may be whole
+            stumbles += 1
 
 
 def video_stream(container: Any) -> Any:

@@ -22,6 +22,8 @@ from msdv.errors import MsdvError
 from msdv.files import write_folder
 
 _SHORTEST_SCENE = 2  # frames: nothing moves in fewer
+_SHORTEST_STILL = 1.0  # seconds: shorter ones are also what a slow source looks like
+_LONGEST_GAP = 2.0  # seconds: what is seen jumps there
 _SMALL_FRAMES = ".small"  # in the folder while it is being filled
 
 
@@ -59,7 +61,7 @@ def make_clips(
             "fps": _rate(timeline, chosen, settings),
             "width": settings.width,
             "height": settings.height,
-            "verdict": "ok, damaged: " + "; ".join(notes) if notes else "ok",
+            "verdict": _verdict(notes, _gap(timeline, taken.indices) - 1 / settings.fps),
             "version": __version__,
             "source_width": timeline.width,
             "source_height": timeline.height,
@@ -68,12 +70,12 @@ def make_clips(
             "bars": list(asdict(taken.bars).values()) if taken.bars else None,
             "settings": asdict(settings),
         }
-        parts = _parts(taken.small, settings)
+        parts = _parts(taken.small, settings, report)
         rows = [
             {
                 **common,
                 **_own(timeline, taken.indices, part, len(taken.indices), end),
-                **_measured(taken, part, settings.fps),
+                **_measured(taken, part, settings.fps, report),
             }
             for part in parts
         ]
@@ -136,27 +138,30 @@ def _write_frames(
                 indices.append(picture.index)
                 damaged.append(picture.damaged)
                 sharpness.append(sharp)
+                report(1)
             shape = picture.small.shape
-            report(copies[picture.index])
     if not indices:
         raise MsdvError("none of its frames can be decoded")
     pictures = np.memmap(folder / _SMALL_FRAMES, np.uint8, "r", shape=(len(indices), *shape))
     return _Taken(indices, damaged, pictures, sharpness, reader.bars)
 
 
-def _parts(small: np.ndarray, settings: FrameSettings) -> list[slice]:
+def _parts(small: np.ndarray, settings: FrameSettings, report: Callable[[int], None]) -> list[slice]:
     """Which frames make which clip."""
     begin, end = 0, len(small)
     if settings.trim == "auto":
         stillness = _stillness(small, settings.fps)
+        shortest = _SHORTEST_STILL * settings.fps
         # One frame of what stands still is kept. All of it, where nothing else is left: a picture, not a clip.
         if stillness.head < len(small):
-            begin, end = max(0, stillness.head - 1), len(small) - max(0, stillness.tail - 1)
+            begin = stillness.head - 1 if stillness.head >= shortest else 0
+            end = len(small) - (stillness.tail - 1 if stillness.tail >= shortest else 0)
     if not settings.scenes:
         return [slice(begin, end)]
     finder = CutFinder(settings.fps)
     for picture in small:
         finder.add(picture)
+        report(0)
     cuts = [begin, *(cut for cut in finder.cuts() if begin < cut < end), end]
     scenes = [slice(*pair) for pair in pairwise(cuts)]
     long_enough = [scene for scene in scenes if scene.stop - scene.start >= _SHORTEST_SCENE]
@@ -170,14 +175,27 @@ def _stillness(small: np.ndarray, fps: float) -> Stillness:
     return meter.result()
 
 
-def _measured(taken: _Taken, part: slice, fps: float) -> Row:
+def _measured(taken: _Taken, part: slice, fps: float, report: Callable[[int], None]) -> Row:
     meter = ClipMeter()
     for picture, sharpness in zip(taken.small[part], taken.sharpness[part], strict=True):
         meter.add(picture, sharpness)
+        report(0)
     scores = asdict(meter.result())
     still = _stillness(taken.small[part], fps)
     held = still.held + max(0, still.head - 1) + max(0, still.tail - 1)
     return {**scores, "hashes": list(scores["hashes"]), "held": held}
+
+
+def _verdict(damage: Sequence[str], gap: float) -> str:
+    verdict = "ok, damaged: " + "; ".join(damage) if damage else "ok"
+    if gap > _LONGEST_GAP:
+        verdict += ("; " if damage else ", ") + f"{gap:.1f} s are missing between two of its frames"
+    return verdict
+
+
+def _gap(timeline: Timeline, indices: Sequence[int]) -> float:
+    """The longest time from one of these frames to the next, in seconds."""
+    return float(max((timeline.times[b] - timeline.times[a] for a, b in pairwise(indices)), default=Fraction(0)))
 
 
 def _own(timeline: Timeline, indices: Sequence[int], part: slice, frames: int, end: Fraction) -> Row:

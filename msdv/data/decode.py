@@ -14,7 +14,7 @@ import av
 import numpy as np
 
 from msdv.data.bars import Bars, find_bars, may_have_bars
-from msdv.data.container import open_video, packets_to_decode, reason, video_stream
+from msdv.data.container import demux, open_video, packets_to_decode, reason, video_stream
 from msdv.data.picture import PictureEncoder, PictureSettings
 from msdv.data.timeline import Timeline, decode_all
 from msdv.errors import MsdvError
@@ -71,7 +71,10 @@ class VideoReader:
                         self.bars = self._find_bars(frame, wanted) if self._crop_bars else None
                         encoder = PictureEncoder(self._settings, stream.sample_aspect_ratio, self.bars)
                     damaged = frame.is_corrupt
-                    encoded = encoder.encode(frame)
+                    try:
+                        encoded = encoder.encode(frame)
+                    except av.FFmpegError as error:  # no fault of the file's
+                        raise RuntimeError(f"{frame} can't be made a JPEG: {error}") from error
                     yield Picture(index, encoded.jpeg, encoded.small, encoded.luma, damaged)
         except (OSError, av.FFmpegError) as error:
             raise MsdvError(reason(error)) from error
@@ -103,7 +106,7 @@ class VideoReader:
         wanted_set = set(wanted_pts.tolist()) if codec in _SKIPPING_CODECS else None
         failed: av.FFmpegError | None = None
         decoded = passed_over = False
-        packets = container.demux(stream)
+        packets = demux(container, [stream])
         position = -1
         while True:
             try:
@@ -127,7 +130,7 @@ class VideoReader:
                 for frame in packet.decode():
                     decoded = True
                     yield frame
-            except av.InvalidDataError as error:
+            except av.FFmpegError as error:
                 failed = error  # a broken packet; the next may be whole
             except StopIteration:
                 break

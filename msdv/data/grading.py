@@ -1,5 +1,6 @@
 """After the clips are made: what they are like, which are left out, and the page that shows them."""
 
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ def put_in_place(frames: Path, records: Mapping[str, Row], left_out: Mapping[str
     """Move the folders of clips that are left out where training does not see them, and others back."""
     for name in records:
         here, aside = frames / name, frames / DROPPED / name
+        if here.is_dir() and aside.is_dir():  # made anew by a process that did not know of the other's
+            shutil.rmtree(aside)
         source, target = (here, aside) if name in left_out else (aside, here)
         if source.is_dir() and not target.exists():
             target.parent.mkdir(exist_ok=True)

@@ -5,7 +5,6 @@ times is brought up to date from the records.
 """
 
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -98,9 +97,20 @@ def read_manifest(frames: Path) -> list[Row]:
         if not isinstance(row, dict) or not isinstance(row.get("source"), str) or not isinstance(row.get("clip"), str):
             continue
         there = (frames / row["clip"]).is_dir() or (frames / DROPPED / row["clip"]).is_dir()
-        if there or (row.get("frames") == 0 and os.path.lexists(row["source"])):
+        if there or (row.get("frames") == 0 and not _is_gone(Path(row["source"]))):
             rows.append(row)
     return rows
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether a path leads nowhere for sure; one in a folder that may not be entered is not gone."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def update_manifest(frames: Path, lock: "FolderLock", rows: Mapping[str, Row]) -> list[Row]:

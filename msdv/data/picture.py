@@ -83,6 +83,7 @@ class PictureEncoder:
         self._sinks: list[Any] = []
         self._graph_key: tuple[Any, ...] = ()
         self._count = 0
+        self._held = False  # the graph has a frame inside that was given already
         encoder: Any = av.CodecContext.create("mjpeg", "w")
         encoder.width, encoder.height = settings.width, settings.height
         encoder.pix_fmt, encoder.time_base, encoder.sample_aspect_ratio = "yuvj420p", Fraction(1, 25), Fraction(1)
@@ -99,17 +100,29 @@ class PictureEncoder:
         key = (frame.width, frame.height, colours, _orientation(frame), interlaced)
         if key != self._graph_key:  # streams glued together may change in the middle
             self._build(frame, _orientation(frame), interlaced)
-            self._graph_key = key
-        frame.pts, frame.time_base = self._count, Fraction(1, 25)
+            self._graph_key, self._held = key, False
         # The graph says what the colours are, and has been told without labels.
         frame.colorspace = _UNSPECIFIED
-        self._count += 1
-        self._source.push(frame)
-        picture, small = (sink.pull() for sink in self._sinks)
+        self._push(frame)
+        if interlaced:  # the filter gives a frame when the next one comes: the same again, which is left inside
+            if self._held:
+                self._pull()
+            self._push(frame)
+        self._held = interlaced
+        picture, small = self._pull()
         picture.pict_type = PictureType.NONE  # a B-frame's type would otherwise be asked of the encoder
         picture.time_base = Fraction(1, 25)
         jpeg = b"".join(bytes(packet) for packet in self._encoder.encode(picture))
         return Encoded(jpeg, np.stack([_plane(plane) for plane in small.planes], axis=-1), _plane(picture.planes[0]))
+
+    def _push(self, frame: Any) -> None:
+        frame.pts, frame.time_base = self._count, Fraction(1, 25)
+        self._count += 1
+        self._source.push(frame)
+
+    def _pull(self) -> tuple[Any, Any]:
+        picture, small = (sink.pull() for sink in self._sinks)
+        return picture, small
 
     def _build(self, frame: Any, orientation: tuple[int, int, int, int], interlaced: bool) -> None:
         graph: Any = av.filter.Graph()

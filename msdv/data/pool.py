@@ -5,6 +5,7 @@ each worker.
 """
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from msdv.errors import MsdvError
 # Long for a worker to import what it needs, even from a slow disk with a virus scanner in between.
 _STARTS_WITHIN = 180.0  # seconds
 _DIES_WITHIN = 10.0  # seconds
+# Each worker has one processor, and numpy's threads would only wait for each other.
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from msdv.data.worker import main; main()"
 
 
@@ -131,6 +134,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             encoding="ascii",
+            env={**os.environ, **_ONE_THREAD},
             **group,
         )
         # A thread reads, because on Windows nothing else can wait for a pipe with an end to its patience.

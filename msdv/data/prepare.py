@@ -361,6 +361,8 @@ def _check_paths(config: PrepConfig) -> None:
     videos, frames = config.videos, config.frames
     if not videos.exists():
         raise UsageError(f"{videos} does not exist: give a folder of videos, or one video")
+    if frames.is_symlink() and not frames.exists():
+        raise UsageError(f"{frames} is a link to nothing: give another folder for the frames")
     if frames.exists() and not frames.is_dir():
         raise UsageError(f"{frames} is a file: give a folder for the frames, as in msdv prep {videos} frames/")
     if videos.resolve() == frames.resolve():

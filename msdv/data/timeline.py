@@ -14,7 +14,7 @@ from typing import Any, overload
 import av
 import numpy as np
 
-from msdv.data.container import EntryPoints, open_video, reason, video_stream
+from msdv.data.container import EntryPoints, demux, open_video, reason, video_stream
 from msdv.errors import MsdvError
 
 # Containers that say in their header how long they are, not just guess it from the bit rate.
@@ -158,7 +158,7 @@ class _Packets:
         is_entry = EntryPoints(stream)
         cut = False
         try:
-            for packet in container.demux([stream, *container.streams.audio]):
+            for packet in demux(container, [stream, *container.streams.audio]):
                 alive()
                 if packet.size == 0:
                     continue
@@ -226,23 +226,26 @@ def _times_by_decoding(path: Path, rate: Fraction, container_format: str, alive:
 def decode_all(container: Any, stream: Any, alive: Callable[[], None]) -> Any:
     """Decoded frames in display order; packets that can't be decoded are passed over.
 
-    Raises av.InvalidDataError if not one could be.
+    Raises av.FFmpegError if not one could be.
     """
     failed: av.FFmpegError | None = None
     decoded = False
-    packets = container.demux(stream)
+    packets = demux(container, [stream])
     while True:
         try:
             packet = next(packets, None)
-            if packet is None:
-                break
-            alive()
-            for frame in packet.decode():
-                decoded = True
-                yield frame
-        except av.InvalidDataError as error:
-            failed = error  # a broken packet; the next may be whole
-        except StopIteration:
+        except av.FFmpegError as error:
+            failed = error
             break
+        if packet is None:
+            break
+        alive()
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            failed = error  # a broken packet; the next may be whole
+            continue
+        decoded = decoded or bool(frames)
+        yield from frames
     if failed and not decoded:
         raise failed

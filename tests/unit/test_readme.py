@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from msdv.cli import COMMANDS, parser
 from msdv.config import CONFIGS
