@@ -20,7 +20,7 @@ _MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "b
 _UNSPECIFIED, _FULL_RANGE = 2, 2
 # AVColorTransferCharacteristic of high dynamic range (what phones record) -> the scale filter's name.
 _HIGH_DYNAMIC_RANGE = {16: "smpte2084", 18: "arib-std-b67"}
-# BT.709 to JFIF's BT.601 and full range. The scale filter does it too, through RGB, at three times the cost of scaling;
+# BT.709 to JFIF's BT.601 and full range. The scale filter does it too, through RGB, at three to six times the cost of scaling;
 # `fast` leaves out transfer and primaries, which both share.
 _TO_JFIF = (
     "ispace=bt709:iprimaries=bt709:itrc=bt709:irange={range}:"
@@ -89,7 +89,7 @@ class PictureEncoder:
         encoder.pix_fmt, encoder.time_base, encoder.sample_aspect_ratio = "yuvj420p", Fraction(1, 25), Fraction(1)
         encoder.color_range, encoder.thread_count = _FULL_RANGE, 1
         encoder.qmin = encoder.qmax = 2
-        encoder.options = {"huffman": "default"}  # tables made for each picture save 1 % of it for a third more time
+        encoder.options = {"huffman": "default"}  # tables made for each picture save 1 % of it for a quarter more time
         encoder.flags |= av.codec.context.Flags.bitexact
         self._encoder = encoder
 

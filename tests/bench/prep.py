@@ -3,7 +3,7 @@
     python tests/bench/prep.py [VIDEO ...]
 
 Needs ffmpeg and ffprobe. Without videos, clips of 24 s are made first, one a kind. Prints processor time (user and
-system, of all processes, starting up included) of one video at a time, medians of five rounds; then the wall clock of
+system, of all processes, starting up included) of one video at a time, medians of three rounds; then the wall clock of
 all videos, two at a time. The script's own rules are tests/bench/prep_2022.sh.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from msdv.data.synthetic import render, sample_sky
 from msdv.data.video import write_video
 
-ROUNDS = 5
+ROUNDS = 3
 SECONDS, LOOP = 18, 6
 SCRIPT = Path(__file__).with_name("prep_2022.sh")
 _DECODE = """
