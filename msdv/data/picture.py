@@ -20,8 +20,8 @@ _MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "b
 _UNSPECIFIED, _FULL_RANGE = 2, 2
 # AVColorTransferCharacteristic of high dynamic range (what phones record) -> the scale filter's name.
 _HIGH_DYNAMIC_RANGE = {16: "smpte2084", 18: "arib-std-b67"}
-# BT.709 to JFIF's BT.601 and full range. The scale filter does it too, through RGB, at three to six times the cost of scaling;
-# `fast` leaves out transfer and primaries, which both share.
+# BT.709 to JFIF's BT.601 and full range. The scale filter does it too, through RGB, at three to six times the cost of
+# scaling; `fast` leaves out transfer and primaries, which both share.
 _TO_JFIF = (
     "ispace=bt709:iprimaries=bt709:itrc=bt709:irange={range}:"
     "space=bt470bg:primaries=bt709:trc=bt709:range=pc:format=yuv420p:fast=1"

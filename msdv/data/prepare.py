@@ -6,6 +6,7 @@ with the others. Under `accelerate launch` each process takes its share of the v
 
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -41,6 +42,8 @@ from msdv.data.sources import Source, assign_folders, find_sources, is_picture
 from msdv.errors import MsdvError, UsageError
 from msdv.files import is_unfinished, write_file
 from msdv.recipe import to_toml
+
+_MANIFEST_EVERY = 5.0  # seconds: thousands of rows take a while to write
 
 
 @dataclass(frozen=True)
@@ -286,7 +289,7 @@ class _Preparation:
         workers = self.config.workers or _processors()
         with progress("clip") as display, Pool(requests, workers) as pool:
             bar = display.add_task("videos to frames", total=len(todo), note="")
-            frames = 0
+            frames, written = 0, time.monotonic()
             for answer in pool.answers():
                 clip, message = todo[answer.request], answer.message
                 frames += message.get("frames", 0)
@@ -298,7 +301,10 @@ class _Preparation:
                 display.update(bar, note=f"{frames / elapsed:.0f} frames/s" if elapsed > 1 else "")
                 if "frames" not in message:
                     display.advance(bar)
-                    update_manifest(self.config.frames, self.lock, self.rows)
+                    # What is not written yet when this process is killed, the next one finds in the records.
+                    if time.monotonic() - written > _MANIFEST_EVERY:
+                        update_manifest(self.config.frames, self.lock, self.rows)
+                        written = time.monotonic()
 
     def _made(self, clip: _Todo, rows: Sequence[Row]) -> None:
         self.made += len(rows)

@@ -23,7 +23,7 @@ from msdv.data.synthetic import render, sample_sky
 from msdv.data.video import write_video
 
 ROUNDS = 3
-SECONDS, LOOP = 18, 6
+SECONDS, LOOP = 24, 6
 SCRIPT = Path(__file__).with_name("prep_2022.sh")
 _DECODE = """
 import sys, av

@@ -298,6 +298,28 @@ def test_high_dynamic_range_is_brought_down(tmp_path: Path, transfer: int) -> No
     assert red[0] - red[1] > 75
 
 
+def test_interlaced_video_has_no_comb(tmp_path: Path) -> None:
+    """Fields of one frame are moments apart, here one dark and one bright: the picture is one of them, its own."""
+
+    def comb(number: int) -> np.ndarray:
+        picture = np.full((128, 128, 3), 60 + 10 * number, np.uint8)
+        picture[1::2] = 230
+        return picture
+
+    options = {"flags": "+ildct+ilme", "q": "2", "g": "1"}
+    path = write_clip(tmp_path / "a.mpg", 6, codec="mpeg2video", options=options, size=(128, 128), picture=comb)
+    timeline = read_timeline(path)
+    for index, picture in enumerate(read_pictures(path, timeline, range(6), 64)):
+        with Image.open(io.BytesIO(picture.jpeg)) as image:
+            grey = np.asarray(image.convert("L")).astype(int)[8:-8]
+        level = 60 + 10 * index
+        assert grey.std() < 6 and min(abs(grey.mean() - level), abs(grey.mean() - 230)) < 6
+    # As the script did, they are mixed.
+    reader = VideoReader(path, timeline, PictureSettings(64, 64, as_script=True))
+    with Image.open(io.BytesIO(next(reader.pictures([0])).jpeg)) as image:
+        assert 100 < np.asarray(image.convert("L"))[8:-8].mean() < 190
+
+
 @pytest.mark.parametrize("pixels", ["gray", "rgb24", "yuva420p", "yuv444p10le", "yuv410p", "rgba"])
 def test_pixel_formats(tmp_path: Path, pixels: str) -> None:
     codec, name = ("png", "a.mov") if pixels.startswith("rgb") else ("ffv1", "a.mkv")
