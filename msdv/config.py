@@ -166,14 +166,16 @@ class PrepConfig(CommandConfig):
 
     select: Literal["grid", "script"] = option("grid", "Frames")
     """Which frames: `grid` takes what is on display at start + j/fps; `script` exactly those that the 2022 bash script
-    took, in its colours and shape, so that an old data set can be made again."""
+    took, in its colours and shape, so that an old data set can be made again (from videos of 4 frames per second or
+    more)."""
 
     caption: Text | None = option(None, "Captions")
     """One caption for all clips. Not given: the text file beside a video (clouds.txt for clouds.mp4), else what
     captions.csv or captions.jsonl in the folder says, else its name."""
 
     min_motion: float | None = option(None, "Selection", ge=0)
-    """Leave out clips in which less moves: percent of the picture's short side, from frame to frame."""
+    """Leave out clips in which less moves: percent of the picture's short side, from frame to frame. This and the next
+    three hold for all clips in FRAMES."""
 
     max_flicker: float | None = option(None, "Selection", ge=0)
     """Leave out clips whose brightness jumps more from frame to frame: levels of 255."""

@@ -27,6 +27,11 @@ def say(line: str | None) -> None:
         console.print(line, soft_wrap=True)
 
 
+def plain(text: str) -> str:
+    """In one line that can be printed, whatever is in a name."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 class RateColumn(ProgressColumn):
     """Things per second, or seconds per thing where that is the readable number."""
 

@@ -56,19 +56,38 @@ def write_folder(path: Path, *, flush: bool = True) -> Iterator[Path]:
             for file in temporary.rglob("*") if flush else ():
                 if file.is_file():
                     _flush(file)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path.parent))
-            _rename(path, old / path.name)
-            try:
-                _rename(temporary, path)
-            except OSError:
-                _rename(old / path.name, path)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            _rename(temporary, path)
+        _replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    """Rename a folder to `path`, in place of what stands there; another process may be doing the same."""
+    for attempt in range(5):
+        if not path.exists():
+            try:
+                _rename(temporary, path)
+                return
+            except OSError:
+                if not path.exists() or attempt == 4:
+                    raise
+                continue  # it has come up in between
+        old = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path.parent))
+        try:
+            try:
+                _rename(path, old / path.name)
+            except FileNotFoundError:
+                continue  # it has gone in between
+            try:
+                _rename(temporary, path)
+                return
+            except OSError:
+                if path.exists() and attempt < 4:
+                    continue
+                _rename(old / path.name, path)
+                raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush(file: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from msdv.config import TrainConfig
-from msdv.console import progress
+from msdv.console import plain, progress
 from msdv.data.audit_clip import (
     DEFAULT_FPS,
     ClipAudit,
@@ -21,7 +21,6 @@ from msdv.data.audit_clip import (
     audit_clip,
     count_of,
     is_hidden,
-    plain,
     rate_of,
     reason_of,
 )

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from msdv.console import plain
 from msdv.data.captions import caption_from_name
 from msdv.data.clips import VIDEO_SUFFIXES, frame_files
 from msdv.data.manifest import RECORD, Row
@@ -282,8 +283,3 @@ def and_more(names: Sequence[str], shown: int = 1) -> str:
 def count_of(number: int, thing: str) -> str:
     """`1 frame`, `2 frames`."""
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
-
-
-def plain(text: str) -> str:
-    """In one line that can be printed, whatever is in a name."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -1,6 +1,6 @@
 """One video to folders of frames: a clip, or one for each of its scenes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -44,7 +44,7 @@ def make_clips(
     timeline = read_timeline(video, lambda: report(0))
     chosen, start, end = _choose(timeline, settings)
     if not chosen:
-        raise MsdvError(_too_short(timeline, settings))
+        raise MsdvError("; ".join(filter(None, [timeline.note, _too_short(timeline, settings)])))
     # The 2022 script deleted its first file.
     first = 2 if settings.select == "script" else 1
     with write_folder(folder, flush=False) as temporary:
@@ -61,7 +61,7 @@ def make_clips(
             "fps": _rate(timeline, chosen, settings),
             "width": settings.width,
             "height": settings.height,
-            "verdict": _verdict(notes, _gap(timeline, taken.indices) - 1 / settings.fps),
+            "verdict": _verdict(notes, _gap(timeline, taken.indices, settings)),
             "version": __version__,
             "source_width": timeline.width,
             "source_height": timeline.height,
@@ -90,7 +90,6 @@ def make_clips(
                     file.replace(other / f"{place:06d}.jpg")
                 write_record(other, rows[number - 1])
         _keep_only(files, parts[0], first)
-        del taken
         (temporary / _SMALL_FRAMES).unlink()
         write_record(temporary, rows[0])
     return rows
@@ -102,9 +101,27 @@ class _Taken:
 
     indices: Sequence[int]  # into the timeline's times, one a file
     damaged: Sequence[bool]
-    small: np.ndarray  # (n, h, w, 3), see picture.Encoded; on the disk
+    small: "_SmallFrames"
     sharpness: Sequence[float | None]  # measured about once a second
     bars: Any
+
+
+@dataclass(frozen=True)
+class _SmallFrames:
+    """The small pictures of frames (see picture.Encoded) in a file: an hour of them would not fit in memory."""
+
+    path: Path
+    count: int
+    shape: tuple[int, ...]  # (h, w, 3)
+
+    def read(self, part: slice | None = None) -> Iterator[np.ndarray]:
+        """Those of some frames that follow each other, or all."""
+        start, stop = (part.start, part.stop) if part else (0, self.count)
+        size = int(np.prod(self.shape))
+        with self.path.open("rb") as file:
+            file.seek(start * size)
+            for _ in range(start, stop):
+                yield np.frombuffer(file.read(size), np.uint8).reshape(self.shape)
 
 
 def _write_frames(
@@ -127,8 +144,7 @@ def _write_frames(
     damaged: list[bool] = []
     sharpness: list[float | None] = []
     shape: tuple[int, ...] = ()
-    # What is measured needs frames again that are known to belong together only in the end. They are small, but an
-    # hour of them is not.
+    # What is measured needs frames again that are known to belong together only in the end.
     with (folder / _SMALL_FRAMES).open("wb") as small:
         for picture in reader.pictures(copies):
             sharp = sharpness_of(picture.luma) if len(indices) % max(1, round(settings.fps)) == 0 else None
@@ -142,24 +158,24 @@ def _write_frames(
             shape = picture.small.shape
     if not indices:
         raise MsdvError("none of its frames can be decoded")
-    pictures = np.memmap(folder / _SMALL_FRAMES, np.uint8, "r", shape=(len(indices), *shape))
+    pictures = _SmallFrames(folder / _SMALL_FRAMES, len(indices), shape)
     return _Taken(indices, damaged, pictures, sharpness, reader.bars)
 
 
-def _parts(small: np.ndarray, settings: FrameSettings, report: Callable[[int], None]) -> list[slice]:
+def _parts(small: _SmallFrames, settings: FrameSettings, report: Callable[[int], None]) -> list[slice]:
     """Which frames make which clip."""
-    begin, end = 0, len(small)
+    begin, end = 0, small.count
     if settings.trim == "auto":
-        stillness = _stillness(small, settings.fps)
+        stillness = _stillness(small.read(), settings.fps)
         shortest = _SHORTEST_STILL * settings.fps
         # One frame of what stands still is kept. All of it, where nothing else is left: a picture, not a clip.
-        if stillness.head < len(small):
+        if stillness.head < small.count:
             begin = stillness.head - 1 if stillness.head >= shortest else 0
-            end = len(small) - (stillness.tail - 1 if stillness.tail >= shortest else 0)
+            end = small.count - (stillness.tail - 1 if stillness.tail >= shortest else 0)
     if not settings.scenes:
         return [slice(begin, end)]
     finder = CutFinder(settings.fps)
-    for picture in small:
+    for picture in small.read():
         finder.add(picture)
         report(0)
     cuts = [begin, *(cut for cut in finder.cuts() if begin < cut < end), end]
@@ -168,7 +184,7 @@ def _parts(small: np.ndarray, settings: FrameSettings, report: Callable[[int], N
     return long_enough or [slice(begin, end)]
 
 
-def _stillness(small: np.ndarray, fps: float) -> Stillness:
+def _stillness(small: Iterable[np.ndarray], fps: float) -> Stillness:
     meter = StillnessMeter(fps)
     for picture in small:
         meter.add(picture)
@@ -177,11 +193,11 @@ def _stillness(small: np.ndarray, fps: float) -> Stillness:
 
 def _measured(taken: _Taken, part: slice, fps: float, report: Callable[[int], None]) -> Row:
     meter = ClipMeter()
-    for picture, sharpness in zip(taken.small[part], taken.sharpness[part], strict=True):
+    for picture, sharpness in zip(taken.small.read(part), taken.sharpness[part], strict=True):
         meter.add(picture, sharpness)
         report(0)
     scores = asdict(meter.result())
-    still = _stillness(taken.small[part], fps)
+    still = _stillness(taken.small.read(part), fps)
     held = still.held + max(0, still.head - 1) + max(0, still.tail - 1)
     return {**scores, "hashes": list(scores["hashes"]), "held": held}
 
@@ -193,9 +209,10 @@ def _verdict(damage: Sequence[str], gap: float) -> str:
     return verdict
 
 
-def _gap(timeline: Timeline, indices: Sequence[int]) -> float:
-    """The longest time from one of these frames to the next, in seconds."""
-    return float(max((timeline.times[b] - timeline.times[a] for a, b in pairwise(indices)), default=Fraction(0)))
+def _gap(timeline: Timeline, indices: Sequence[int], settings: FrameSettings) -> float:
+    """The longest time from one of these frames to the next, in seconds, beyond what is usual."""
+    longest = max((timeline.times[b] - timeline.times[a] for a, b in pairwise(indices)), default=Fraction(0))
+    return float(longest - max(1 / _exact(settings.fps), timeline.times.usual_gap() or 0))
 
 
 def _own(timeline: Timeline, indices: Sequence[int], part: slice, frames: int, end: Fraction) -> Row:
@@ -239,9 +256,11 @@ def _seconds(value: Fraction) -> float:
 
 
 def _rate(timeline: Timeline, chosen: Sequence[int], settings: FrameSettings) -> float:
-    """Frames per second of the result: less than asked for where the source has fewer."""
-    slower = len(set(chosen)) == len(chosen) and len(chosen) > 1 and timeline.guessed_rate < settings.fps
-    return round(float(timeline.guessed_rate), 3) if slower else settings.fps
+    """Frames per second of the result, on average: less than asked for where the source has fewer."""
+    if len(set(chosen)) < max(2, len(chosen)):
+        return settings.fps
+    rate = (len(chosen) - 1) / (timeline.times[chosen[-1]] - timeline.times[chosen[0]])
+    return round(float(rate), 3) if rate < Fraction(95, 100) * _exact(settings.fps) else settings.fps
 
 
 def _too_short(timeline: Timeline, settings: FrameSettings) -> str:

@@ -132,8 +132,6 @@ class VideoReader:
                     yield frame
             except av.FFmpegError as error:
                 failed = error  # a broken packet; the next may be whole
-            except StopIteration:
-                break
         if failed and not decoded:
             raise failed
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msdv.config import PrepConfig
+from msdv.console import plain
 from msdv.data.contact_sheet import Tile
 from msdv.data.duplicates import find_duplicates
 from msdv.data.manifest import DROPPED, MANIFEST, Row
@@ -88,12 +89,20 @@ def put_in_place(frames: Path, records: Mapping[str, Row], left_out: Mapping[str
 def overlays_of(frames: Path, records: Mapping[str, Row]) -> dict[str, list[Overlay]]:
     """Still overlays by the clips they stand in. Of each video one clip is looked at."""
     names = [name for name, record in records.items() if record.get("scene", 1) == 1 and (frames / name).is_dir()]
-    files = [sorted(file for file in (frames / name).iterdir() if is_picture(file)) for name in names]
+    files = [_frames_of(frames / name) for name in names]
     found: dict[str, list[Overlay]] = {}
     for overlay in find_overlays(files):
         for clip in overlay.clips:
             found.setdefault(names[clip], []).append(overlay)
     return found
+
+
+def _frames_of(folder: Path) -> list[Path]:
+    """In order; none of a folder that another process has just moved."""
+    try:
+        return sorted(file for file in folder.iterdir() if is_picture(file))
+    except OSError:
+        return []
 
 
 def verdict_lines(rows: Sequence[Row]) -> list[str]:
@@ -109,7 +118,7 @@ def verdict_lines(rows: Sequence[Row]) -> list[str]:
     text = StringIO()
     Console(file=text, width=60).print(table)
     warned = [row for row in rows if kind_of(row["verdict"]) in ("ok, but", "skipped")]
-    lines = [f"{row['clip']}: {row['verdict'].removeprefix('ok, ')}" for row in warned[:_MOST_LINES]]
+    lines = [plain(f"{row['clip']}: {row['verdict'].removeprefix('ok, ')}") for row in warned[:_MOST_LINES]]
     if len(warned) > _MOST_LINES:
         lines.append(f"and {len(warned) - _MOST_LINES} more: see {MANIFEST}")
     return [line.rstrip() for line in text.getvalue().splitlines()] + lines
@@ -135,7 +144,7 @@ def tiles_of(frames: Path, rows: Sequence[Row], order: str) -> list[Tile]:
     for row in sorted(rows, key=key):
         folder = frames / row["clip"]
         folder = folder if folder.is_dir() else frames / DROPPED / row["clip"]
-        if not folder.is_dir() or not any(is_picture(file) for file in folder.iterdir()):
+        if not _frames_of(folder):
             continue
         scores = {name: row[name] for name in SCORES if isinstance(row.get(name), int | float)}
         remark = row["verdict"].removeprefix("ok").removeprefix(", ")

@@ -4,6 +4,7 @@ The record is inside the folder, so that both appear in the same moment; a manif
 times is brought up to date from the records.
 """
 
+import errno
 import json
 import re
 import sys
@@ -176,7 +177,9 @@ class FolderLock:
             self._file.seek(byte)
             try:
                 msvcrt.locking(self._file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-            except OSError:
+            except OSError as error:
+                if wait and error.errno == errno.EDEADLOCK:  # what it says after ten seconds of waiting
+                    return self._lock(byte, shared=shared, wait=True)
                 return False
             return True
 

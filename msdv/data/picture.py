@@ -136,7 +136,10 @@ class PictureEncoder:
         turned = bool(orientation[1])
         width, height = self._settings.width, self._settings.height
         target = (height, width) if turned else (width, height)
-        layout = _layout(self._bars, frame.width, frame.height, self._pixel_aspect, target, self._settings.fit)
+        if self._settings.as_script and self._bars == Bars(0, 0, 0, 0) and width == height:
+            layout = _script_layout(frame.width, frame.height, width)
+        else:
+            layout = _layout(self._bars, frame.width, frame.height, self._pixel_aspect, target, self._settings.fit)
         if layout.cut != (0, 0, frame.width, frame.height):
             x, y, w, h = layout.cut
             nodes.append(graph.add("crop", f"x={x}:y={y}:w={w}:h={h}:exact=1"))
@@ -218,6 +221,13 @@ def _layout(
         _covering(cut_height * scale, target[1]),
     )
     return _Layout((left + x, top + y, cut_width, cut_height), scaled)
+
+
+def _script_layout(width: int, height: int, side: int) -> _Layout:
+    """As `scale=-1:side` does (`side:-1`, if the picture is not wide): the other side rounded, nothing cut before."""
+    if width > height:
+        return _Layout((0, 0, width, height), ((2 * width * side + height) // (2 * height), side))
+    return _Layout((0, 0, width, height), (side, (2 * height * side + width) // (2 * width)))
 
 
 def _centred(length: int, needed: Fraction) -> tuple[int, int]:

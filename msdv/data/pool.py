@@ -31,7 +31,7 @@ _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from msdv.dat
 class Answer:
     """What a worker says of a request: number `request` of the list.
 
-    `message` holds one of `frames` (written since the last time; 0 says that it gets on), `row` (finished), `failed`
+    `message` holds one of `frames` (written since the last time; 0 says that it gets on), `rows` (finished), `failed`
     (why not).
     """
 
@@ -68,7 +68,7 @@ class Pool:
             thread.join()
 
     def answers(self) -> Iterator[Answer]:
-        """What the workers say, as it comes, until every request has its `row` or `failed`.
+        """What the workers say, as it comes, until every request has its `rows` or `failed`.
 
         Raises OSError if frames can't be written (a full disk), MsdvError if a worker can't be started.
         """

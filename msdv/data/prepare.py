@@ -17,7 +17,7 @@ from rich.text import Text
 
 from msdv import __version__
 from msdv.config import PrepConfig
-from msdv.console import console, progress
+from msdv.console import console, plain, progress
 from msdv.data.captions import CaptionLists, find_caption, read_caption_lists
 from msdv.data.contact_sheet import write_contact_sheet
 from msdv.data.grading import Grades, grade, overlays_of, put_in_place, tiles_of, verdict_lines
@@ -33,6 +33,7 @@ from msdv.data.manifest import (
     read_manifest,
     read_records,
     scene_name,
+    scene_of,
     update_manifest,
     write_record,
 )
@@ -70,7 +71,7 @@ class PrepReport:
 
     def lines(self) -> list[str]:
         """What to print at the end."""
-        other = [f"{self.skipped} of them made before"] if self.skipped else []
+        other = [f"{self.skipped} made before"] if self.skipped else []
         other += [f"{self.left_out} left out"] if self.left_out else []
         other += [f"{self.failed} failed: see {self.folder / MANIFEST}"] if self.failed else []
         clips = self.made + self.skipped - self.left_out
@@ -148,6 +149,7 @@ class _Preparation:
         settings = FrameSettings(**{f.name: getattr(config, f.name) for f in fields(FrameSettings)})
         self.records = {**read_records(folder / DROPPED), **read_records(folder)}
         records = self.records
+        self._remove_stale_scenes()
         names = assign_folders(list(self.sources), records, config.videos.resolve().name)
         if not config.overwrite:
             _refuse_other_settings(folder, settings, [r for r in records.values() if self._is_ours(r, names)])
@@ -158,7 +160,9 @@ class _Preparation:
                 temporary.write_text(to_toml("prep", config), encoding="utf-8", errors="replace")
         self.overlays = {row["clip"]: row["overlays"] for row in read_manifest(folder) if row.get("overlays")}
         # What a killed run finished and could not write down any more.
-        update_manifest(folder, self.lock, {name: row for name, row in records.items() if "source" in row})
+        failed = {row["clip"] for row in read_manifest(folder) if row["verdict"].startswith("failed")}
+        known = {name: row for name, row in records.items() if "source" in row and name not in failed}
+        update_manifest(folder, self.lock, known)
         share = self.sources[rank::processes]
         todo = [clip for source in share for clip in self._look_at(source, names[source.key])]
         try:
@@ -185,7 +189,7 @@ class _Preparation:
             skipped=self.skipped,
             failed=len(self.failed),
             left_out=left_out,
-            frames=sum(row["frames"] for row in mine if not (folder / DROPPED / row["clip"]).is_dir()),
+            frames=sum(row["frames"] for row in mine if row["verdict"].startswith("ok")),
             contact_sheet=shown if shown.exists() else None,
             verdicts=tuple(verdict_lines(mine)),
             overlays=overlays,
@@ -202,8 +206,10 @@ class _Preparation:
         folder = self.config.frames
         records = {**read_records(folder / DROPPED), **read_records(folder)}
         records = {name: records[name] for name in sorted(records) if "verdict" in records[name]}
+        # Of clips that are nearly the same, the first one stays.
+        best = sorted(records, key=lambda name: (_worth(records[name]), name))
         before = {row["clip"]: row for row in read_manifest(folder)}
-        grades = grade(records, self.config)
+        grades = grade({name: records[name] for name in best}, self.config)
         with self.lock.writing():
             put_in_place(folder, records, grades.left_out)
         boxes = self.overlays
@@ -266,6 +272,14 @@ class _Preparation:
             self._fail(source, row, source.problem)
         else:
             yield _Todo(source, folder, row)
+
+    def _remove_stale_scenes(self) -> None:
+        """Scenes of an earlier version of a video that had more, if the process that made fewer was killed."""
+        for name in [n for n, r in self.records.items() if r.get("scene", 1) > 1]:
+            first = self.records.get(scene_of(name) or "")
+            if first is not None and self.records[name]["scene"] > first.get("scenes", 1):
+                shutil.rmtree(self._folder_of(name), ignore_errors=True)
+                del self.records[name]
 
     def _lost(self, record: Row) -> bool:
         """Whether a power cut came between a clip's names and its content."""
@@ -338,9 +352,7 @@ class _Preparation:
             self._say(str(source.relative), reason)
 
     def _say(self, name: str, text: str) -> None:
-        line = " ".join(f"{name}: {text}".split("\n"))
-        line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
-        self._console.print(Text(line), soft_wrap=True)
+        self._console.print(Text(plain(f"{name}: {text}")), soft_wrap=True)
 
     def _nothing_used(self) -> str:
         if len(self.failed) == 1:
@@ -349,6 +361,12 @@ class _Preparation:
             f"not one of {len(self.failed)} files in {self.config.videos} could be used (the first: {self.failed[0]}):"
             f" see {self.config.frames / MANIFEST}"
         )
+
+
+def _worth(record: Row) -> tuple[bool, int, int]:
+    """What is better sorts first: with a caption, larger, longer."""
+    pixels = (record.get("source_width") or 0) * (record.get("source_height") or 0)
+    return not record.get("caption"), -pixels, -record.get("frames", 0)
 
 
 def _verdict(name: str, record: Row, before: Mapping[str, Row], grades: Grades) -> str:
@@ -395,11 +413,18 @@ def _refuse_other_settings(folder: Path, settings: FrameSettings, records: Seque
             continue
         for name, value in asdict(settings).items():
             if name in made_with and made_with[name] != value:
-                flag = "--" + name.replace("_", "-")
                 raise UsageError(
-                    f"{folder / record['clip']} was made with {flag} {made_with[name]}, not {value}: give another"
-                    " folder for the frames, or --overwrite to make its clips anew"
+                    f"{folder / record['clip']} was made with {_as_typed(name, made_with[name])}, not"
+                    f" {_as_typed(name, value, brief=True)}: give another folder for the frames, or --overwrite to make"
+                    " its clips anew"
                 )
+
+
+def _as_typed(name: str, value: Any, brief: bool = False) -> str:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return flag if value else flag.replace("--", "--no-", 1)
+    return str(value) if brief else f"{flag} {value}"
 
 
 def _not_a_frame(folder: Path) -> str | None:

@@ -99,8 +99,9 @@ def _timeline(path: Path, container: Any, stream: Any, alive: Callable[[], None]
     pts: np.ndarray | None = None
     last: Fraction | None = None
     if container.format.name == "avi" and known.dts:
-        # AVI knows the order of decoding only; with B-frames what it gives as pts is swapped.
-        times = Times(np.sort(shown_dts), stream.time_base)
+        # AVI knows the order of decoding only; with B-frames what it gives as pts may be swapped, but is one of each.
+        each_its_own = known.pts and len(np.unique(shown_pts)) == len(shown_pts)
+        times = Times(np.sort(shown_pts if each_its_own else shown_dts), stream.time_base)
         tolerance = Fraction(0)
     elif known.pts and known.dts_or_none and len(np.unique(shown_pts)) == len(shown_pts):
         pts = np.sort(shown_pts)
@@ -191,7 +192,7 @@ class _Packets:
     @property
     def all_timed(self) -> bool:
         """Whether every packet has a presentation timestamp of its own, also those that show nothing."""
-        return all(self._pts_known) and len(set(self.pts)) == len(self.pts)
+        return all(self._pts_known) and len(np.unique(np.array(self.pts, np.int64))) == len(self.pts)
 
     def of_shown(self) -> tuple[np.ndarray, np.ndarray, _Known]:
         """Timestamps (n,) of the packets that show something: presentation, decoding, and how far they are known."""

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from msdv import files
 from msdv.errors import UsageError
 from msdv.files import is_unfinished, refuse_overwrite, write_file, write_folder
 
@@ -75,3 +76,21 @@ def test_a_full_disk_is_named_whatever_the_library_says(tmp_path: Path) -> None:
         raise RuntimeError("I/O error: No space left on device (os error 28)")
     assert caught.value.errno == 28
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_comes_up_in_between_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes write the same folder at once: neither fails, and one of them is there, whole."""
+    target = tmp_path / "clip"
+    rename = files._rename
+
+    def other_was_faster(source: Path, to: Path) -> None:
+        if to == target and not target.exists():
+            target.mkdir()
+            (target / "theirs.txt").touch()
+        rename(source, to)
+
+    monkeypatch.setattr(files, "_rename", other_was_faster)
+    with write_folder(target) as temporary:
+        (temporary / "ours.txt").touch()
+    assert [path.name for path in target.iterdir()] == ["ours.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["clip"]

@@ -64,8 +64,11 @@ def first_picture(path: Path, size: int = 64) -> np.ndarray:
 def test_every_frame_has_its_time(tmp_path: Path, name: str) -> None:
     path = write_clip(tmp_path / name, 30, **KINDS[name])
     timeline = read_timeline(path)
-    first = timeline.times[0]  # sound that starts a little before it makes the container start there too
-    assert 0 <= first < (0.03 if "sound" in KINDS[name] else 0.001)
+    # Sound that starts a little before it makes the container start there too; AVI counts from the first decoding,
+    # which with B-frames is a frame or two before the first display.
+    latest = {"with-sound.mp4": 0.03, "with-sound.mkv": 0.03, "mpeg4-b-frames.avi": 0.041, "h264-b-frames.avi": 0.081}
+    first = timeline.times[0]
+    assert 0 <= first < latest.get(name, 0.001)
     times = [float(time - first) for time in timeline.times]
     assert times == pytest.approx([i / 25 for i in range(30)], abs=0.001)
     assert float(timeline.end - first) == pytest.approx(30 / 25, abs=0.002)

@@ -2,10 +2,13 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -257,3 +260,62 @@ def test_order_of_the_contact_sheet(videos: Path, frames: Path, clouds: Callable
         with Image.open(frames / "contact_sheet.jpg") as image:
             sheets[order] = np.asarray(image.convert("L")).astype(int)
     assert np.abs(sheets["motion"] - sheets["name"]).max() > 50
+
+
+@pytest.mark.parametrize("size", [(854, 480), (406, 720)])
+def test_script_pictures_are_scaled_as_the_script_did(videos: Path, frames: Path, size: tuple[int, int]) -> None:
+    """Fine lines, where a fraction of a pixel shows: against `scale=-1:512` and `crop=512:512`."""
+    width, height = size
+    y, x = np.mgrid[:height, :width]
+    waves = 128 + 60 * np.sin(2 * np.pi * x / 9) + 40 * np.sin(2 * np.pi * y / 11)
+    picture = np.repeat(waves[..., None], 3, axis=-1).astype(np.uint8)
+    path = write_clip(videos / "a.mp4", 30, rate=5, size=size, picture=lambda i: picture, options={"crf": "10"})
+    prep(videos, frames, select="script", trim_start=2, trim_end=2, size=512)
+    ours = np.asarray(Image.open(frames / "a.mp4" / "000002.jpg").convert("L")).astype(float)
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        graph: Any = av.filter.Graph()
+        wide = width > height
+        chain = [
+            graph.add_buffer(width=width, height=height, format=frame.format, time_base=frame.time_base),
+            graph.add("scale", "-1:512" if wide else "512:-1"),
+            graph.add("crop", "512:512:exact=1"),
+            graph.add("scale", "out_range=pc"),
+            graph.add("format", "pix_fmts=gray"),
+            graph.add("buffersink"),
+        ]
+        graph.link_nodes(*chain).configure()
+        graph.push(frame)
+        theirs = graph.pull().to_ndarray().astype(float)
+    assert 10 * np.log10(255**2 / ((ours - theirs) ** 2).mean()) > 38
+
+
+def test_the_better_of_two_that_are_the_same_stays(
+    videos: Path, frames: Path, clouds: Callable[[int], np.ndarray]
+) -> None:
+    film(videos / "VID_20210101_000000.mp4", clouds(0))
+    film(videos / "white clouds.mp4", clouds(0)[:, 2:-2, 2:-2])
+    prep(videos, frames, drop_duplicates=True)
+    assert set(folders(frames)) == {"white clouds.mp4"}
+
+
+def test_what_a_killed_run_left_of_more_scenes_is_removed(
+    videos: Path, frames: Path, clouds: Callable[[int], np.ndarray]
+) -> None:
+    film(videos / "a.mp4", clouds(0)[:12], clouds(1)[:12])
+    prep(videos, frames, scenes=True)
+    shutil.copytree(frames / "a.mp4#2", frames / "a.mp4#3")
+    record = json.loads((frames / "a.mp4#3" / ".clip.json").read_text())
+    (frames / "a.mp4#3" / ".clip.json").write_text(json.dumps({**record, "clip": "a.mp4#3", "scene": 3}))
+    prep(videos, frames, scenes=True)
+    assert set(folders(frames)) == {"a.mp4", "a.mp4#2"}
+
+
+def test_rate_of_a_video_whose_rate_varies(videos: Path, frames: Path) -> None:
+    """A recording of a screen: it says 30 frames a second, and has a new one now and then."""
+    times = [int(1000 * 0.55 * i) for i in range(30)]
+    write_clip(videos / "screen.mp4", times=times, rate=30, time_base=Fraction(1, 1000))
+    prep(videos, frames)
+    row = manifest(frames)["screen.mp4"]
+    assert (row["frames"], row["verdict"]) == (29, "ok")
+    assert row["fps"] == pytest.approx(1 / 0.55, abs=0.01)
