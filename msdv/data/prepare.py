@@ -20,7 +20,7 @@ from msdv.config import PrepConfig
 from msdv.console import console, plain, progress
 from msdv.data.captions import CaptionLists, find_caption, read_caption_lists
 from msdv.data.contact_sheet import write_contact_sheet
-from msdv.data.grading import Grades, grade, overlays_of, put_in_place, tiles_of, verdict_lines
+from msdv.data.grading import Grades, grade, kind_of, overlays_of, put_in_place, tiles_of, verdict_lines
 from msdv.data.manifest import (
     CONTACT_SHEET,
     DROPPED,
@@ -189,7 +189,11 @@ class _Preparation:
             skipped=self.skipped,
             failed=len(self.failed),
             left_out=left_out,
-            frames=sum(row["frames"] for row in mine if row["verdict"].startswith("ok")),
+            frames=sum(
+                row["frames"]
+                for row in mine
+                if kind_of(row["verdict"]) != "failed" and not (folder / DROPPED / row["clip"]).is_dir()
+            ),
             contact_sheet=shown if shown.exists() else None,
             verdicts=tuple(verdict_lines(mine)),
             overlays=overlays,
