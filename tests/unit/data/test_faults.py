@@ -377,7 +377,9 @@ def test_no_damage_harms_another_file(tmp_path: Path) -> None:
     prepare(PrepConfig(videos=videos, frames=frames, size=64, trim_start=0, trim_end=0, workers=2))
     found = rows(frames)
     assert len(found) == 9 * len(kinds)
-    assert {found[name]["verdict"] for name in kinds} == {"ok"}
+    # Damaged copies are nearly the same as the whole one, or the other way round.
+    verdicts = [found[name]["verdict"].split(", nearly the same as ")[0] for name in kinds]
+    assert set(verdicts) == {"ok"}
     for row in found.values():
         assert re.match(r"ok$|ok, \S|failed: \S", row["verdict"])
         assert not re.search(r"\n|unexpected|crashed|given up", row["verdict"])
