@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from msdv.changes import RULES
 from msdv.cli import COMMANDS
 from msdv.config import CONFIGS
 from msdv.options import Setting, settings
@@ -24,7 +25,7 @@ FILES = {
 | `runs/<name>/samples/step-000500.gif` | samples with fixed seeds |
 | `runs/<name>/checkpoints/step-000500/` | what `--resume` goes on from |
 | `runs/<name>/temporal.safetensors` | the newest good weights |
-| `runs/<name>/report.html` | loss curve and samples on a page |
+| `runs/<name>/report.html` | curves, samples and settings on one page, which needs no network |
 """,
     "sample": """\
 One file, or a folder of PNGs if the result has no suffix. What made it (prompt, seed, model, every setting) is written
@@ -76,8 +77,17 @@ def page(command: str) -> str:
         "",
         FILES[command].rstrip(),
         "",
+        *(_rules() if command == "train" else ()),
     ]
     return "\n".join(lines)
+
+
+def _rules() -> list[str]:
+    """What may be changed with --resume."""
+    lines = ["## Going on with other settings", "", "| Setting | With `--resume` | Why |", "|---|---|---|"]
+    for name, rule in RULES.items():
+        lines.append(f"| `{name}` | {'may be changed' if rule.allowed else 'stays as it was'} | {rule.why} |")
+    return [*lines, ""]
 
 
 def _row(setting: Setting) -> str:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from msdv import __version__
 from msdv.config import CONFIGS, CommandConfig, ExportConfig, PrepConfig, SampleConfig, TrainConfig
-from msdv.errors import MsdvError, UsageError
+from msdv.errors import MsdvError, UsageError, is_out_of_memory
 from msdv.help import CommandHelp, TopHelp
 from msdv.options import accept, fill_bare_options, resolve, settings
 from msdv.recipe import suggest
@@ -54,8 +54,13 @@ def _prep(config: PrepConfig) -> list[str]:
 
 
 def _train(config: TrainConfig) -> list[str]:
-    if config.json_output and not config.evaluate:
-        raise UsageError("--json prints the result of --evaluate: give both, or neither")
+    if config.json_output and not (config.evaluate or config.plan):
+        raise UsageError("--json prints the result of --plan or --evaluate: give one of them too, or leave it out")
+    if config.plan:
+        from msdv.planning import plan_training
+
+        plan = plan_training(config)
+        return [plan.json()] if config.json_output else plan.lines()
     from msdv.train import evaluate, train
 
     if config.evaluate:
@@ -65,6 +70,13 @@ def _train(config: TrainConfig) -> list[str]:
 
 
 def _sample(config: SampleConfig) -> list[str]:
+    if config.json_output and not config.plan:
+        raise UsageError("--json prints the result of --plan: give both, or neither")
+    if config.plan:
+        from msdv.planning import plan_sample
+
+        plan = plan_sample(config)
+        return [plan.json()] if config.json_output else plan.lines()
     from msdv.sample import sample
 
     return sample(config).lines()
@@ -279,7 +291,7 @@ def _explain(error: Exception, name: str, debug: bool) -> tuple[int, str]:
         return 2, _explain_parser(error, name)
     if "Abort" in classes:
         return 130, "interrupted"
-    if classes & {"MemoryError", "OutOfMemoryError"} or "out of memory" in text or "allocate memory" in text:
+    if is_out_of_memory(error):
         return 1, f"not enough memory: {COMMANDS[name].less_memory if name in COMMANDS else 'close other programs'}"
     if isinstance(error, OSError) and error.strerror:
         if error.errno == errno.ENOSPC:

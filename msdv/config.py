@@ -245,7 +245,8 @@ class TrainConfig(DeviceConfig):
     """Show each clip mirrored half of the time. Captions that say left or right are changed accordingly."""
 
     holdout: float = option(0.05, "Data", ge=0, lt=1)
-    """Share of the clips never trained on: the loss on them is measured with the temporal layers on and off."""
+    """Share of the clips never trained on, all or none of those from one video: the loss on them is measured with the
+    temporal layers on and off."""
 
     init: str = option("auto", "Model")
     """Temporal layers to start from: a run folder or a temporal .safetensors, `none` for untrained ones, `auto` for
@@ -299,18 +300,68 @@ class TrainConfig(DeviceConfig):
     noise_share: float = option(0.5, "Training", ge=0, le=1)
     """With --noise flow: share of clips whose noise flows; the others get independent noise."""
 
-    offload_optim: bool = option(False, "Device")
-    """Keep the optimizer's master weights and moments in the computer's memory instead of the graphics card's."""
+    shared_noise: float | None = option(None, "Training", ge=0, le=10, metavar="ALPHA")
+    """How much of the noise is the same in all frames of a clip: for 1 half of its variance, for 2 four fifths (PYoCo,
+    Ge et al. 2023). Steadier videos, less motion; sampling then uses such noise too. Not with --noise flow. Not given:
+    what the weights in --init were trained with, else 0, none."""
 
-    checkpointing: Literal["none", "full"] | None = option(None, "Device")
-    """`full` computes each block again in the backward pass instead of keeping its insides: far less memory for a third
-    more time. Not given: `full` on a graphics card, `none` on a CPU."""
+    offset_noise: float = option(0.0, "Training", ge=0, le=1, metavar="AMOUNT")
+    """Add to the noise one random value a clip and channel, the same in all frames, of this standard deviation: lets
+    whole clips be darker or brighter than the image model likes; 0.1 is usual, more washes out. 0 adds none."""
+
+    zero_terminal_snr: bool | None = option(None, "Training")
+    """Change the noise schedule so that nothing of the clip is left at its last step, where sampling starts (Lin et al.
+    2023): true darks and brights, but the image model has to follow, which takes longer. Needs an image model that
+    predicts v, such as Stable Diffusion 2.1. Sampling uses that schedule by itself. Not given: as the weights in
+    --init, else as the image model."""
+
+    min_snr: float | None = option(None, "Training", gt=0, le=1000, metavar="GAMMA")
+    """Weigh noise levels by Min-SNR with this gamma (Hang et al. 2023; 5 is usual): clips with little noise, of which
+    there is little to learn, count less. The loss of the steps is then the weighted one, the held-out loss is not. Not
+    with --zero-terminal-snr, whose last step would count nothing. Not given: all noise levels count alike."""
+
+    temporal_loss: float = option(0.0, "Training", ge=0, le=100, metavar="WEIGHT")
+    """Add to the loss, so many times, the error in the differences between each frame and a random one of the same
+    clip: errors in motion count, errors in looks that all frames share do not (after MotionDirector, Zhao et al. 2023).
+    1 is usual, 0 adds none. The held-out loss is without it."""
+
+    offload_optim: bool = option(False, "Device")
+    """Keep the optimizer's master weights and moments in the computer's memory instead of the graphics card's, and
+    compute its steps there. Without --no-offload-optim, --vram may choose it too."""
+
+    checkpointing: Literal["none", "partial", "full"] | None = option(None, "Device")
+    """`full` computes the network's parts again in the backward pass instead of keeping their insides: far less memory
+    for a third more time. `partial` does so with as few parts as --vram makes necessary. Not given: what --vram makes
+    necessary on a graphics card, `none` on a CPU."""
+
+    checkpoint_units: int | None = option(None, "Device", ge=1)
+    """With --checkpointing partial: how many parts of the network compute again, those first that free most memory for
+    least work. Not given: as few as --vram makes necessary."""
+
+    host_checkpoints: bool | None = option(None, "Device")
+    """Between forward and backward pass, keep what --checkpointing computes from in the computer's memory: costs
+    transfers. Not given: what --vram makes necessary."""
+
+    chunk_frames: int | None = option(None, "Device", ge=0)
+    """Frames that the image layers work on at a time: the fewer, the less memory and, below about 4, the slower; 0 is
+    all at once. Not given: what --vram makes necessary."""
+
+    stream_weights: bool | None = option(None, "Device")
+    """Keep the image model's weights in the computer's memory and bring each part to the graphics card when it
+    computes: for the smallest cards. Not given: what --vram makes necessary."""
+
+    vram: float | None = option(None, "Device", gt=0, le=1024, metavar="GB")
+    """Memory of the graphics card, in GiB, that may be used: of the settings above, those not given are chosen so that
+    the training fits and is as fast as it can be. Not given: what the card has."""
 
     seed: Seed = option(0, "Run", ge=0)
     """Decides every random choice of the run."""
 
     checkpoint_every: int = option(500, "Run", ge=1)
     """Steps between checkpoints, from which --resume goes on."""
+
+    checkpoint_minutes: float = option(30.0, "Run", ge=0)
+    """Minutes after which a checkpoint is made in any case; 0 makes them by --checkpoint-every alone."""
 
     keep_checkpoints: int = option(2, "Run", ge=1)
     """Newest checkpoints to keep."""
@@ -327,8 +378,12 @@ class TrainConfig(DeviceConfig):
     evaluate: bool = option(False, "Run")
     """Train nothing: measure the loss of --init on all of --data, with the temporal layers on and off, and print it."""
 
+    plan: bool = option(False, "Run")
+    """Train nothing: print how much memory the training would take and what would be used. Needs neither data nor
+    weights; --base may also be sd-1.5, sd-1.5-inpainting, sd-2.1, sd-2.1-base, sd-2-inpainting or 2022."""
+
     json_output: bool = option(False, "Run", flag="--json")
-    """With --evaluate: print the result as one JSON object."""
+    """With --plan or --evaluate: print the result as one JSON object."""
 
     overwrite: bool = option(False, "Run")
     """Replace a run folder that exists."""
@@ -379,8 +434,34 @@ class SampleConfig(DeviceConfig):
     """How the noise moves, and with it the sky: `left` or `right`, with a speed in pixels a frame after a colon
     (left:1.5); `none` for independent noise; `auto` for what the model was trained with."""
 
+    chunk_frames: int | None = option(None, "Device", ge=0)
+    """Frames that the image layers work on at a time: the fewer, the less memory and, below about 4, the slower; 0 is
+    all at once. Not given: what --vram makes necessary."""
+
+    stream_weights: bool | None = option(None, "Device")
+    """Keep the image model's weights in the computer's memory and bring each part to the graphics card when it
+    computes: for the smallest cards. Not given: what --vram makes necessary."""
+
+    vram: float | None = option(None, "Device", gt=0, le=1024, metavar="GB")
+    """Memory of the graphics card, in GiB, that may be used: of the settings above, those not given are chosen so that
+    the video fits. Not given: what the card has."""
+
+    plan: bool = option(False, "Result")
+    """Make nothing: print how much memory it would take and what would be used. Needs neither a prompt nor weights;
+    --base may also be sd-1.5, sd-1.5-inpainting, sd-2.1, sd-2.1-base, sd-2-inpainting or 2022."""
+
+    json_output: bool = option(False, "Result", flag="--json")
+    """With --plan: print the result as one JSON object."""
+
     latents: Path | None = option(None, "Picture")
     """Initial noise from a safetensors file: key `latents`, shape (1, 4, frames, height/8, width/8)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plan_without_prompt(cls, given: Any) -> Any:
+        if isinstance(given, dict) and str(given.get("plan", "")).lower() in ("true", "1", "yes", "on"):
+            return {"prompt": "", "out": Path("out.gif"), **given}
+        return given
 
 
 class ExportConfig(CommandConfig):

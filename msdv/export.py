@@ -15,7 +15,8 @@ from msdv.config import ExportConfig
 from msdv.errors import UsageError
 from msdv.files import refuse_overwrite, write_folder
 from msdv.model.base import Base, load_base
-from msdv.model.temporal import check_match
+from msdv.model.diffusion import with_last_timestep
+from msdv.model.temporal import check_match, noise_schedule
 from msdv.recipe import settings_beside, to_toml, write_beside
 from msdv.run import trained_base, weights_in
 from msdv.weights import FILE_NAME, load_temporal, read_metadata, save_temporal
@@ -54,7 +55,7 @@ def export(config: ExportConfig) -> ExportReport:
     base = load_base(config.base or trained_base(weights), device=torch.device("cpu"), dtype=torch.float32)
     check_match(base, metadata, weights)
     with write_folder(config.out) as folder:
-        _write_pipeline(folder, base, weights)
+        _write_pipeline(folder, base, weights, with_last_timestep(noise_schedule(base, metadata)))
         (folder / "export.toml").write_text(to_toml("export", config), encoding="utf-8")
     return ExportReport(config.out, "pipeline")
 
@@ -82,8 +83,9 @@ def _choose_format(config: ExportConfig) -> str:
     return config.to or ("msdv" if is_file else "pipeline")
 
 
-def _write_pipeline(folder: Path, base: Base, weights: Path) -> None:
-    """The image model in diffusers' layout, which diffusers itself can load too, and the temporal layers beside it."""
+def _write_pipeline(folder: Path, base: Base, weights: Path, scheduler: Mapping[str, Any]) -> None:
+    """The image model in diffusers' layout, which diffusers itself can load too, the temporal layers beside it, and the
+    noise schedule that these were trained on."""
     assert base.unet is not None and base.vae is not None and base.text_encoder is not None
     files = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
     for name, file in files.items():
@@ -102,7 +104,7 @@ def _write_pipeline(folder: Path, base: Base, weights: Path) -> None:
     _write_json(folder / "tokenizer" / "vocab.json", words["vocab"])
     pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in words["merges"]]
     (folder / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]), encoding="utf-8")
-    _write_json(folder / "scheduler" / "scheduler_config.json", base.scheduler_config)
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     inpainting = base.in_channels == 9
     _write_json(
         folder / "model_index.json",

@@ -12,6 +12,7 @@ from pathlib import Path
 from msdv.errors import UsageError
 
 _PREFIX = ".unfinished-"
+_NO_ROOM = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @contextmanager
@@ -59,6 +60,20 @@ def write_folder(path: Path, *, flush: bool = True) -> Iterator[Path]:
         _replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that, whenever the process is killed, it is whole or no longer bears its name. Takes no room
+    on the disk. Raises OSError if it can't be renamed."""
+    aside = path.with_name(_PREFIX + path.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    _rename(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a file could not be written because there is no room for it."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:

@@ -1,16 +1,21 @@
-"""The report page of a run: loss curve, held-out loss, samples, settings; one HTML file that needs nothing else but the
-sample gifs beside it."""
+"""The report page of a run: how the training goes, its samples and its settings, in one HTML file that needs no network
+and nothing beside it."""
 
+import base64
 import html
-import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from msdv.chart import Curve, Points, chart, smoothed
 from msdv.config import TrainConfig
 from msdv.files import write_file
 from msdv.run import Run
 
-_WIDTH, _HEIGHT, _MARGIN = 720, 260, 48
+_MOST_SAMPLES = 12
+_MOST_BYTES = 24 * 2**20
+"""Of samples inside the page. Those that don't fit are shown from the folder beside it."""
+_OTHER = "#b45309"
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -23,9 +28,15 @@ figure {{ margin: 1em 0 }} img {{ max-width: 100%; image-rendering: auto }} code
 <h1>{title}</h1>
 <p>{summary}</p>
 <h2>Loss</h2>
-{chart}
+{loss}
 <h2>On clips never trained on</h2>
 {held_out}
+<h2>Learning rate</h2>
+{rate}
+<h2>Seconds a step</h2>
+{speed}
+<h2>Memory, GiB at the peak</h2>
+{memory}
 <h2>Samples</h2>
 {samples}
 <h2>Settings</h2>
@@ -35,84 +46,87 @@ figure {{ margin: 1em 0 }} img {{ max-width: 100%; image-rendering: auto }} code
 
 
 def write_report(run: Run, config: TrainConfig) -> None:
-    """Write the page from what the run has logged so far."""
+    """Write the page from what the run has logged so far. Raises OSError where it can't be written."""
     rows = run.read_log()
-    steps = [row for row in rows if isinstance(row.get("loss"), float)]
-    held = [row for row in rows if "held_out" in row]
-    done = rows[-1]["step"] if rows else 0
-    samples = sorted((run.folder / "samples").glob("*.gif"), reverse=True)
-    figures = [
-        f'<figure><img src="samples/{path.name}" alt="sample"><figcaption>{path.stem}</figcaption></figure>'
-        for path in samples[:8]
-    ]
+    loss = _values(rows, "loss")
     settings = [
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
         for name, value in config.model_dump(mode="json").items()
     ]
+    lines = [Curve("", loss, "#c9d6ea", faint=True), Curve("", smoothed(loss))]
     page = _PAGE.format(
         title=html.escape(f"msdv run {run.folder.name}"),
-        summary=f"{done} of {config.steps} steps.",
-        chart=_chart([(row["step"], row["loss"]) for row in steps]),
-        held_out=_held_out_table(held) or "<p>No clips were held out: --holdout 0, or fewer than five clips.</p>",
-        samples="\n".join(figures) or "<p>None yet.</p>",
+        summary=html.escape(_summary(rows, config)),
+        loss=chart(lines, label="loss by step"),
+        held_out=_held_out([row for row in rows if "held_out" in row]),
+        rate=_small(rows, "lr", "learning rate by step"),
+        speed=_small(rows, "seconds", "seconds a step"),
+        memory=_small(rows, "memory_gib", "memory by step"),
+        samples="\n".join(_figures(run)) or "<p>None yet.</p>",
         settings="\n".join(settings),
     )
     with write_file(run.report) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _held_out_table(rows: Sequence[dict[str, Any]]) -> str:
+def _values(rows: Sequence[dict[str, Any]], name: str) -> Points:
+    return [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+
+
+def _summary(rows: Sequence[dict[str, Any]], config: TrainConfig) -> str:
+    done = rows[-1]["step"] if rows else 0
+    words = [f"{done} of {config.steps} steps"]
+    seconds = sorted(value for _, value in _values(rows, "seconds"))
+    if seconds:
+        words.append(f"{seconds[len(seconds) // 2]:.3g} seconds a step")
+        words.append(f"{sum(seconds) / 3600:.1f} hours so far")
+    memory = [value for _, value in _values(rows, "memory_gib")]
+    if memory:
+        words.append(f"{max(memory):.1f} GiB at most")
+    if skipped := sum(1 for row in rows if "loss" in row and not isinstance(row["loss"], float)):
+        words.append(f"{skipped} without a finite loss")
+    return ", ".join(words) + "."
+
+
+def _small(rows: Sequence[dict[str, Any]], name: str, label: str) -> str:
+    return chart([Curve("", _values(rows, name))], label=label, height=140)
+
+
+def _held_out(rows: Sequence[dict[str, Any]]) -> str:
+    """A chart for each kind of noise, and the last numbers."""
     if not rows:
-        return ""
-    lines = ["<table><tr><th>step</th><th>noise</th><th>temporal layers on</th><th>off</th><th>lower by</th></tr>"]
+        return "<p>Nothing yet, or nothing was held out: --holdout 0, or fewer than five clips.</p>"
+    parts = []
+    for noise in dict.fromkeys(row["held_out"]["noise"] for row in rows):
+        own = [row for row in rows if row["held_out"]["noise"] == noise]
+        if len(own) > 1:
+            on = Curve("temporal layers on", [(row["step"], row["held_out"]["on"]) for row in own])
+            off = Curve("off", [(row["step"], row["held_out"]["off"]) for row in own], _OTHER)
+            parts.append(f"<p>{html.escape(noise)} noise</p>")
+            parts.append(chart([on, off], label=f"loss on held-out clips, {noise} noise", height=200))
+    parts.append("<table><tr><th>step</th><th>noise</th><th>temporal layers on</th><th>off</th><th>lower by</th></tr>")
     for row in rows[-12:]:
         loss = row["held_out"]
-        lines.append(
+        parts.append(
             f"<tr><td>{row['step']}</td><td>{html.escape(loss['noise'])}</td><td>{loss['on']:.4f}</td>"
             f"<td>{loss['off']:.4f}</td><td>{loss['gain']:.1%}</td></tr>"
         )
-    return "\n".join([*lines, "</table>"])
+    return "\n".join([*parts, "</table>"])
 
 
-def _chart(points: Sequence[tuple[int, float]]) -> str:
-    """The loss by step as an SVG: single steps faint, their running mean strong."""
-    if len(points) < 2:
-        return "<p>Not enough steps yet.</p>"
-    every = max(1, len(points) // 600)
-    first, last = points[0][0], points[-1][0]
-    low, high = 0.0, sorted(value for _, value in points)[int(0.995 * (len(points) - 1))] * 1.05 or 1.0
-
-    def place(step: float, value: float) -> str:
-        x = _MARGIN + (_WIDTH - _MARGIN - 8) * (step - first) / max(1, last - first)
-        y = _HEIGHT - _MARGIN / 2 - (_HEIGHT - _MARGIN) * (min(value, high) - low) / (high - low)
-        return f"{x:.1f},{y:.1f}"
-
-    mean, smooth, decay = points[0][1], [], 1 - 1 / max(10, len(points) / 30)
-    for number, (step, value) in enumerate(points):
-        weight = min(decay, number / (number + 1))
-        mean = weight * mean + (1 - weight) * value
-        smooth.append((step, mean))
-    marks = []
-    for value in _ticks(high):
-        x, y = place(first, value).split(",")
-        marks.append(
-            f'<line x1="{x}" y1="{y}" x2="{_WIDTH - 8}" y2="{y}" stroke="#e4e4e4"/>'
-            f'<text x="{_MARGIN - 6}" y="{float(y) + 4:.1f}" text-anchor="end" font-size="12">{value:g}</text>'
-        )
-    base = _HEIGHT - 6
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="loss by step">{"".join(marks)}'
-        f'<polyline fill="none" stroke="#c9d6ea" points="{" ".join(place(*p) for p in points[::every])}"/>'
-        f'<polyline fill="none" stroke="#2457a7" stroke-width="2" '
-        f'points="{" ".join(place(*p) for p in smooth[::every])}"/>'
-        f'<text x="{_MARGIN}" y="{base}" font-size="12">step {first}</text>'
-        f'<text x="{_WIDTH - 8}" y="{base}" font-size="12" text-anchor="end">step {last}</text></svg>'
-    )
+def _figures(run: Run) -> list[str]:
+    """Sample gifs over time, the newest first."""
+    paths = sorted((run.folder / "samples").glob("*.gif"), reverse=True)
+    if len(paths) > _MOST_SAMPLES:  # the newest, the first, and between them at even distances
+        paths = [paths[round(i * (len(paths) - 1) / (_MOST_SAMPLES - 1))] for i in range(_MOST_SAMPLES)]
+    figures, room = [], _MOST_BYTES
+    for path in paths:
+        size = path.stat().st_size
+        source = _inside(path) if size <= room else f"samples/{path.name}"
+        room -= size if size <= room else 0
+        figures.append(f'<figure><img src="{source}" alt="sample"><figcaption>{path.stem}</figcaption></figure>')
+    return figures
 
 
-def _ticks(high: float) -> list[float]:
-    """About four round numbers from 0 to `high`."""
-    step = 10 ** math.floor(math.log10(high / 2))
-    while high / step > 5:
-        step *= 2
-    return [i * step for i in range(int(high / step) + 1)]
+def _inside(path: Path) -> str:
+    return f"data:image/gif;base64,{base64.b64encode(path.read_bytes()).decode()}"

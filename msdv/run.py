@@ -1,6 +1,8 @@
 """The run folder: where a training writes, and how other commands and a resumed training find it again."""
 
+import contextlib
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -8,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from msdv.errors import MsdvError, UsageError
-from msdv.files import is_unfinished, write_file
+from msdv.files import is_unfinished, remove_folder, write_file
 from msdv.weights import FILE_NAME, read_metadata
 
 RUNS = Path("runs")
@@ -72,13 +74,28 @@ class Run:
                 found.append((int(number), path))
         return sorted(found)
 
-    def drop_old_checkpoints(self, keep: int) -> None:
-        """Remove all checkpoints but the newest `keep`, and what killed processes left unfinished."""
-        for _, path in self.checkpoints()[:-keep]:
-            shutil.rmtree(path, ignore_errors=True)
-        for path in (self.folder / "checkpoints").glob("*"):
-            if is_unfinished(path):
-                shutil.rmtree(path, ignore_errors=True)
+    def drop_old_checkpoints(self, keep: int, step: int | None = None) -> None:
+        """Remove all checkpoints but the newest `keep` up to `step` (not given: of all), and what killed processes left
+        unfinished. One after `step` could not be loaded when the training went on from an earlier one."""
+        found = self.checkpoints()
+        good = [path for number, path in found if step is None or number <= step][-keep:]
+        for _, path in found:
+            if path not in good:
+                with contextlib.suppress(OSError):  # open elsewhere, on Windows: next time
+                    remove_folder(path)
+        self.drop_unfinished()
+
+    def drop_unfinished(self) -> None:
+        """Remove what killed processes left unfinished."""
+        for folder in (self.folder, self.folder / "checkpoints", self.folder / "samples"):
+            for path in folder.glob("*"):
+                if not is_unfinished(path):
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
 
     def clear(self) -> None:
         """Remove what an earlier run left here, but nothing that is not a run's."""
@@ -87,7 +104,7 @@ class Run:
         if "[train]" not in self.config.read_text(encoding="utf-8", errors="replace"):
             raise UsageError(f"{self.config} is not that of a run: choose another --out")
         for path in (self.folder / "checkpoints").glob(f"{_CHECKPOINT}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_folder(path)
         files = [self.metrics, self.weights, self.report, self.config, self.folder / "held_out.json"]
         files += [*(self.folder / "samples").glob(f"{_CHECKPOINT}*.gif")]
         files += [*(self.folder / "tensorboard").rglob("events.out.tfevents.*")]
@@ -95,9 +112,15 @@ class Run:
             path.unlink(missing_ok=True)
 
     def log(self, **values: Any) -> None:
-        """Append a row to the metrics."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        """Append a row to the metrics: all of it, or with an OSError nothing."""
+        before = self.metrics.stat().st_size if self.metrics.exists() else 0
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self.metrics, before)
+            raise
 
     def read_log(self) -> list[dict[str, Any]]:
         """All rows of the metrics; a row that a killed process left half-written is passed over."""
@@ -109,6 +132,10 @@ class Run:
                 except json.JSONDecodeError:
                     continue
         return rows
+
+    def skipped_steps(self) -> int:
+        """Steps so far whose loss or gradient was not finite."""
+        return int(next((row["skipped"] for row in reversed(self.read_log()) if "skipped" in row), 0))
 
     def forget_after(self, step: int) -> None:
         """Drop rows of the metrics after `step`: a resumed run makes them again."""

@@ -20,8 +20,11 @@ from msdv.model.base import Base, load_base
 from msdv.model.devices import choose_device, choose_precision
 from msdv.model.diffusion import blank_condition, denoise, make_scheduler
 from msdv.model.inflate import VideoUNet
-from msdv.model.noise import independent_noise, mixed_noise, velocity_for
-from msdv.model.temporal import build_video_unet
+from msdv.model.known import Architecture
+from msdv.model.memory import Job
+from msdv.model.noise import independent_noise, mixed_noise, partly_shared_noise, velocity_for
+from msdv.model.plan import choose_savings
+from msdv.model.temporal import build_video_unet, noise_schedule
 from msdv.recipe import settings_beside, write_beside
 from msdv.run import newest_run_with_weights, trained_base, weights_in
 from msdv.weights import TemporalMetadata, read_metadata
@@ -57,6 +60,19 @@ def sample(config: SampleConfig) -> SampleReport:
     if latents is not None:
         height, width = latents.shape[-2:]
     model_hash = _hash(model)
+    job = Job(
+        Architecture(base.name, base.unet_config, base.vae_config),
+        frames=config.frames,
+        height=height * 8,
+        width=width * 8,
+        dtype=precision.dtype,
+        card=device.type != "cpu",
+        group_norm=model.group_norm,
+        guidance=base.sampling.guidance if config.guidance is None else config.guidance,
+    )
+    memory, savings, line = choose_savings(job, config)
+    say(line)
+    model.save_memory(savings)
     generator = torch.Generator().manual_seed(config.seed)
     noise, motion = _draw_noise(config, metadata, (1, 4, config.frames, height, width), generator)
     if latents is not None:
@@ -77,7 +93,7 @@ def sample(config: SampleConfig) -> SampleReport:
             noise.to(device),
             text[:1],
             text[1:],
-            scheduler=make_scheduler(scheduler_name, base.scheduler_config),
+            scheduler=make_scheduler(scheduler_name, noise_schedule(base, metadata)),
             steps=steps,
             guidance=guidance,
             generator=generator,
@@ -94,6 +110,9 @@ def sample(config: SampleConfig) -> SampleReport:
             "scheduler": scheduler_name,
             "steps": steps,
             "guidance": guidance,
+            "chunk_frames": memory.chunk_frames,
+            "stream_weights": memory.stream_weights,
+            "vram": None,
         }
     )
     settings = {
@@ -102,7 +121,7 @@ def sample(config: SampleConfig) -> SampleReport:
         "base_hash": base.unet_hash,
         **({"trained_steps": metadata.steps} if metadata else {}),
         "motion_used": motion,
-        **resolved.model_dump(mode="json", exclude={"out", "overwrite"}, exclude_none=True),
+        **resolved.model_dump(mode="json", exclude={"out", "overwrite", "plan", "json_output"}, exclude_none=True),
     }
     frames = base.decode_latents(result[0].transpose(0, 1))
     write_video(config.out, frames, fps=config.fps, metadata=settings)
@@ -196,6 +215,8 @@ def _draw_noise(
 ) -> tuple[Tensor, str]:
     """Initial noise (1, 4, f, h, w) and how it moves, in the words of --motion."""
     motion = metadata.motion if metadata else None
+    if config.motion == "auto" and metadata and metadata.shared_noise:
+        return partly_shared_noise(shape, metadata.shared_noise, generator), f"shared {metadata.shared_noise:g}"
     if config.motion == "none" or (config.motion == "auto" and motion is None):
         return independent_noise(shape, generator), "none"
     if motion is None:

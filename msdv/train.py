@@ -3,6 +3,9 @@
 `train` reads from top to bottom: prepare the run, then the loop (draw, predict, step, log, evaluate, sample, save).
 """
 
+import contextlib
+import functools
+import gc
 import json
 import math
 import os
@@ -11,34 +14,55 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from torch.nn.functional import mse_loss
 
 from msdv.config import TrainConfig
 from msdv.console import progress, say
-from msdv.data.batches import generator_for
-from msdv.errors import MsdvError, UsageError
-from msdv.files import write_folder
+from msdv.errors import MsdvError, UsageError, is_out_of_memory
+from msdv.files import is_disk_full
 from msdv.model.devices import choose_device
-from msdv.model.diffusion import predict
+from msdv.model.diagnosis import find_not_finite
 from msdv.model.evaluation import HeldOutLoss
 from msdv.model.optimizer import MasterOptimizer
 from msdv.report import write_report
-from msdv.resume import STATE_FILE, load_checkpoint, open_run, prepare_folder
+from msdv.resume import load_checkpoint, open_run, prepare_folder, write_checkpoint, write_settings
 from msdv.run import Run
 from msdv.training import Training, learning_rate
-from msdv.weights import save_temporal
+from msdv.weights import read_metadata, save_temporal
 
-# float16 overflows now and then, and the loss scale falls until it does not. This many in a row is no accident.
+# float16 overflows now and then, and the loss scale falls until it does not. This many in a row is no accident; nor are
+# so many where nothing is scaled.
 _MOST_OVERFLOWS = 20
+_MOST_FAILURES = 3
+# A checkpoint that could not be written is tried again after so many seconds.
+_TRY_AGAIN = 300.0
+
+
+class _OutOfMemoryError(MsdvError):
+    """Memory does not suffice, and nothing more can be saved."""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """Of one optimizer step, the same in all processes."""
+
+    loss: float
+    norm: float
+    """Of the gradient, before it was scaled down."""
+    stops: bool
+    """Any process was asked to stop."""
+    saves: bool
+    """By the first process' clock it is time for a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +74,17 @@ class TrainReport:
     loss: float | None
     """Mean of the last steps; None where none were left to make."""
     held_out: list[HeldOutLoss]
+    skipped: int = 0
+    """Steps, of the whole training, whose loss or gradient was not finite."""
 
     def lines(self) -> list[str]:
         """For the user, at the end."""
-        held_out = [str(loss) for loss in self.held_out] or ["nothing, with fewer than five clips or --holdout 0"]
+        nothing = "nothing, with fewer than five clips, all of them from one video, or --holdout 0"
+        held_out = [str(loss) for loss in self.held_out] or [nothing]
         loss = "" if self.loss is None else f", loss {self.loss:.4f}"
         return [
             f"{self.steps} steps{loss}: weights in {self.run.weights}",
+            *([f"steps skipped, as loss or gradient was not finite: {self.skipped}"] if self.skipped else []),
             *(f"held out: {line}" for line in held_out),
             f"report: {self.run.report}",
             f'next: msdv sample "a prompt" --model {self.run.folder} --frames 120 -o out.gif',
@@ -107,10 +135,10 @@ def train(config: TrainConfig) -> TrainReport:
         conv_lr=config.conv_lr,
         weight_decay=config.weight_decay,
         ema=config.ema,
-        on_host=config.offload_optim,
+        on_host=training.settings.offload_optim,
         loss_scaling=next(training.model.parameters()).dtype == torch.float16,
     )
-    first = load_checkpoint(run, optimizer, training) if resumed else 0
+    first = load_checkpoint(run, optimizer, training, processes) if resumed else 0
     if first > config.steps:
         raise UsageError(
             f"--steps {config.steps}: {run.folder} has {first} already: pass more, or leave the option out"
@@ -120,17 +148,27 @@ def train(config: TrainConfig) -> TrainReport:
         run.write_held_out([clip.name for clip in training.held_out_clips])
     writer = _tensorboard(run, first) if main else None
     loop = _Loop(config, run, training, optimizer, accelerator, writer)
+    heard = threading.excepthook
+    threading.excepthook = _on_thread_error
     try:
         return loop.run_from(first)
     finally:
+        threading.excepthook = heard
         if writer is not None:
-            writer.close()
+            with contextlib.suppress(OSError):
+                writer.close()
 
 
 def _tensorboard(run: Run, first: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(run.folder / "tensorboard"), purge_step=first + 1)
+
+
+def _on_thread_error(args: Any) -> None:
+    """TensorBoard writes in a thread of its own. A full disk there gets a line (`_or_say`), no traceback."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
@@ -149,6 +187,9 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
+_Result = TypeVar("_Result")
+
+
 class _Loop:
     """The training loop and what it has to hand."""
 
@@ -163,8 +204,19 @@ class _Loop:
     ) -> None:
         self.config, self.run, self.training, self.optimizer = config, run, training, optimizer
         self.accelerator, self.writer = accelerator, writer
-        self.overflows = 0
+        self.failures = 0
+        """Steps that were not finite, in a row."""
+        self.skipped = run.skipped_steps()
+        """The same, of the whole training."""
         self.held_out: list[HeldOutLoss] = []
+        self.whole = True
+        """Whether masters and moments are those of a finished step."""
+        self.saves_at = self._next_save()
+        self.unwritten: set[str] = set()
+
+    def _next_save(self) -> float:
+        minutes = self.config.checkpoint_minutes
+        return time.monotonic() + 60 * minutes if minutes else math.inf
 
     def run_from(self, first: int) -> TrainReport:
         """All steps from `first`, counted from 0."""
@@ -172,22 +224,27 @@ class _Loop:
         recent: deque[float] = deque(maxlen=50)
         with _stop_on_signal() as stop, progress("step") as bar:
             task = bar.add_task("training", total=config.steps, completed=first, note="")
-            if first == config.steps:  # it was killed between its last checkpoint and its end, or is finished
-                self._finish_checkpoint(first)
+            if first:
+                self._catch_up(first)
             for step in range(first, config.steps):
                 started = time.perf_counter()
-                loss, norm, stopping = self._step(step, stop)
-                stopping = stopping and step + 1 < config.steps
+                try:
+                    outcome = self._step(step, stop)
+                except Exception as error:
+                    if isinstance(error, _OutOfMemoryError) or not isinstance(error, MsdvError):
+                        self._rescue(step)
+                    raise
+                stopping = outcome.stops and step + 1 < config.steps
                 seconds = time.perf_counter() - started
-                if math.isfinite(loss):
-                    recent.append(loss)
+                if math.isfinite(outcome.loss):
+                    recent.append(outcome.loss)
                 done = step + 1
-                self._log(done, loss, norm, seconds)
+                self._log(done, outcome, seconds)
                 mean = sum(recent) / max(1, len(recent))
-                bar.update(task, completed=done, note=f"loss {mean:.4f}  {_memory(self.device)}")
-                if done == config.steps or done % config.checkpoint_every == 0 or stopping:
-                    self._save(done, mean, evaluates=not stopping)
-                if config.sample_every and (done % config.sample_every == 0 or done == config.steps) and not stopping:
+                bar.update(task, completed=done, note=f"loss {mean:.4f}  {_memory_used(self.device):.1f} GiB")
+                if self._is_marked(done) or stopping or outcome.saves:
+                    self._save(done, mean, must=done == config.steps or stopping, evaluates=self._is_marked(done))
+                if self._is_sampled(done) and not stopping:
                     self._sample(done)
                 if stopping:
                     raise KeyboardInterrupt(
@@ -195,111 +252,265 @@ class _Loop:
                     )
         for line in self.training.base.notes:
             say(line)
-        return TrainReport(self.run, config.steps, sum(recent) / len(recent) if recent else None, self.held_out)
+        return TrainReport(
+            self.run, config.steps, sum(recent) / len(recent) if recent else None, self.held_out, self.skipped
+        )
 
     @property
     def device(self) -> torch.device:
         return self.training.device
 
-    def _step(self, step: int, stop: threading.Event) -> tuple[float, float, bool]:
-        """One optimizer step: (loss, gradient norm, whether any process was asked to stop)."""
-        config, training, accelerator = self.config, self.training, self.accelerator
+    def _is_marked(self, done: int) -> bool:
+        """Whether after so many steps a checkpoint is made, and the loss on held-out clips measured."""
+        return done == self.config.steps or done % self.config.checkpoint_every == 0
+
+    def _is_sampled(self, done: int) -> bool:
+        every = self.config.sample_every
+        return bool(every) and (done == self.config.steps or done % every == 0)
+
+    def _step(self, step: int, stop: threading.Event) -> _Outcome:
+        """One optimizer step."""
+        loss = self._within_memory(lambda: self._add_gradients(step))
+        main = self.accelerator.is_main_process
+        due = main and time.monotonic() >= self.saves_at
+        loss, stops, saves = self._average_over_processes(loss, stop.is_set(), due)
+        self.whole = False
+        try:
+            norm = self.optimizer.step(learning_rate(self.config, step), self.config.max_grad_norm)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _OutOfMemoryError(f"not enough memory for the optimizer: {self._less_memory()}") from error
+        self.whole = True
+        self._check_finite(step, loss, norm)
+        return _Outcome(loss, norm, stops, saves)
+
+    def _add_gradients(self, step: int) -> float:
+        """Forward and backward passes of this process; their mean loss. A function of the step and the weights alone,
+        so that it can be done again."""
+        config = self.config
         total = 0.0
         for micro in range(config.grad_accum):
-            number = (step * config.grad_accum + micro) * accelerator.num_processes + accelerator.process_index
-            batch = training.batches.batch(number)
-            generator = generator_for("noise", config.seed, number)
-            b = batch.latents.shape[0]
-            noise = training.draw_noise(batch, generator)
-            timesteps = training.schedule.draw_timesteps(b, config.timestep_shift, generator)
-            latents, noise, timesteps, text = (t.to(self.device) for t in (batch.latents, noise, timesteps, batch.text))
-            noisy = training.schedule.add_noise(latents, noise, timesteps)
-            target = training.schedule.target(latents, noise, timesteps)
-            loss = mse_loss(predict(training.model, noisy, timesteps, text, training.condition(b)), target)
+            loss = self.training.loss(self._batch_number(step, micro))
             total += loss.item() / config.grad_accum
             self.optimizer.backward(loss / config.grad_accum)
-        total, stopping = self._average_over_processes(total, stop.is_set())
-        norm = self.optimizer.step(learning_rate(config, step), config.max_grad_norm)
-        self._check_finite(step, total, norm)
-        return total, norm, stopping
+        return total
 
-    def _average_over_processes(self, loss: float, stop: bool) -> tuple[float, bool]:
+    def _within_memory(self, work: Callable[[], _Result]) -> _Result:
+        """Do `work`; where memory does not suffice, from its beginning again with settings that take less."""
+        while True:
+            try:
+                return work()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Only here, after the handler, has the traceback let go of what the failed attempt held.
+            self._spend_less()
+
+    def _spend_less(self) -> None:
+        self.optimizer.drop_gradients()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        settings = self.training.spend_less()
+        if settings is None:
+            raise _OutOfMemoryError(f"not enough memory, with all savings on: {self._less_memory()}")
+        say(f"not enough memory: going on with {settings.words()}, which takes less and gives the same")
+        if self.accelerator.is_main_process:
+            with self._or_say("config.toml"):
+                write_settings(self.run, self.training.resolved())
+
+    def _less_memory(self) -> str:
+        """What to change when nothing is left to be changed on the way."""
+        config, settings = self.config, self.training.settings
+        go_on = f"go on with msdv train --resume {self.run.folder}"
+        if self.device.type != "cpu" and not settings.offload_optim:
+            return f"{go_on} --offload-optim"
+        if config.batch_size > 1:
+            return f"{go_on} --batch-size 1 --grad-accum {config.batch_size * config.grad_accum}"
+        if not (config.fp16 or config.bf16):
+            return f"{go_on} --{'bf16' if self.device.type == 'cpu' else 'fp16'}"
+        return f"close other programs and {go_on}, or start a new run with fewer --frames or a smaller --size"
+
+    def _batch_number(self, step: int, micro: int) -> int:
+        """Counted over the whole training, all processes and forward passes of a step."""
+        accelerator = self.accelerator
+        return (step * self.config.grad_accum + micro) * accelerator.num_processes + accelerator.process_index
+
+    def _average_over_processes(self, loss: float, stop: bool, due: bool) -> tuple[float, bool, bool]:
+        """Gradients and loss averaged; whether any process is to stop; whether any has a checkpoint due."""
         if self.accelerator.num_processes == 1:
-            return loss, stop
+            return loss, stop, due
         gradients = self.optimizer.gradients
-        extra = torch.tensor([loss, float(stop)], device=gradients.device)
+        extra = torch.tensor([loss, float(stop), float(due)], device=gradients.device)
         # Host memory can't be averaged by NCCL: the sum goes over the device.
         together = torch.cat([gradients, extra]).to(self.device)
         together = self.accelerator.reduce(together, reduction="mean").to(gradients.device)
-        gradients.copy_(together[:-2])
-        return float(together[-2]), bool(together[-1] > 0)
+        gradients.copy_(together[:-3])
+        return float(together[-3]), bool(together[-2] > 0), bool(together[-1] > 0)
 
     def _check_finite(self, step: int, loss: float, norm: float) -> None:
+        """Count a step that was skipped, as the optimizer does where a gradient is not finite. Raises MsdvError with a
+        diagnosis if too many in a row were."""
         if math.isfinite(loss) and math.isfinite(norm):
-            self.overflows = 0
+            self.failures = 0
             return
-        self.overflows += 1
-        if self.optimizer.scaler.is_enabled() and self.overflows < _MOST_OVERFLOWS:
+        self.failures += 1
+        self.skipped += 1
+        scaling = self.optimizer.scaler.is_enabled()
+        what = f"gradient of step {step + 1} is {norm}" if math.isfinite(loss) else f"loss of step {step + 1} is {loss}"
+        if self.failures < (_MOST_OVERFLOWS if scaling else _MOST_FAILURES):
+            if not scaling:
+                say(f"the {what}: the step is skipped")
             return
+        diagnosis = self._diagnose(step)
+        self.accelerator.wait_for_everyone()  # one that ends would end the others, which may know more
         saved = self.run.checkpoints()
         go_on = f"; the newest good weights are those of step {saved[-1][0]}" if saved else ""
-        wish = "--bf16 instead of --fp16" if self.optimizer.scaler.is_enabled() else f"--lr {self.config.lr / 3:.1g}"
-        what = f"gradient of step {step + 1} is {norm}" if math.isfinite(loss) else f"loss of step {step + 1} is {loss}"
-        raise MsdvError(f"the {what}: try {wish}, or look for broken clips{go_on}")
+        wish = "--bf16 instead of --fp16" if scaling else f"--lr {self.config.lr / 3:.1g}"
+        raise MsdvError(
+            f"the {what}, and the {self.failures - 1} steps before it were no better; {diagnosis}: try {wish}, "
+            f"or look for broken clips{go_on}"
+        )
 
-    def _log(self, step: int, loss: float, norm: float, seconds: float) -> None:
+    def _diagnose(self, step: int) -> str:
+        """Go through a step once more, and say where numbers stop being finite, and with which clips."""
+        for micro in range(self.config.grad_accum):
+            number = self._batch_number(step, micro)
+            forward = functools.partial(self.training.loss, number)
+            found = find_not_finite(self.training.model.unet, forward, self.optimizer.backward)
+            self.optimizer.drop_gradients()
+            if found is not None:
+                return f"{found} ({', '.join(self.training.batches.names(number))})"
+        return "gone through once more, all numbers of this process are finite"
+
+    def _log(self, step: int, outcome: _Outcome, seconds: float) -> None:
         if not self.accelerator.is_main_process:
             return
         rate = learning_rate(self.config, step - 1)
-        values: dict[str, float] = {"loss": loss, "gradient_norm": norm, "lr": rate, "seconds": seconds}
+        values = {"loss": outcome.loss, "gradient_norm": outcome.norm, "lr": rate, "seconds": seconds}
+        values["memory_gib"] = round(_memory_used(self.device), 3)
         if self.optimizer.scaler.is_enabled():
             values["loss_scale"] = self.optimizer.scaler.get_scale()
-        self.run.log(step=step, **{k: v if math.isfinite(v) else None for k, v in values.items()})
-        for name, value in values.items():
-            self.writer.add_scalar(f"train/{name}", value, step)
+        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._note(step, **finite, skipped=self.skipped)
+        with self._or_say("tensorboard"):
+            for name, value in (*values.items(), ("skipped", self.skipped)):
+                self.writer.add_scalar(f"train/{name}", value, step)
 
-    def _save(self, step: int, loss: float, evaluates: bool) -> None:
-        """Checkpoint, newest weights, held-out loss, report; `loss` is the recent mean."""
+    def _note(self, step: int, **values: Any) -> None:
+        with self._or_say(self.run.metrics.name):
+            self.run.log(step=step, **values)
+
+    @contextmanager
+    def _or_say(self, what: str) -> Iterator[None]:
+        """What only tells of the training does not end it: on a full disk it is left out, which is said once."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self.unwritten:
+                say(f"{what} can't be written ({error.strerror or error}): training goes on without")
+            self.unwritten.add(what)
+
+    def _save(self, step: int, loss: float, *, must: bool, evaluates: bool) -> None:
+        """Checkpoint, newest weights, held-out loss, report; `loss` is the recent mean. `must`: this is the end, and
+        what can't be written now is lost."""
         if self.accelerator.is_main_process:
-            weights, metadata = self.optimizer.weights(), self.training.metadata(step)
-            with write_folder(self.run.checkpoint(step)) as folder:
-                torch.save(self.optimizer.state_dict(), folder / STATE_FILE)
-                save_temporal(folder / self.run.weights.name, weights, metadata)
-            save_temporal(self.run.weights, weights, metadata)
-            del weights
-            self.run.drop_old_checkpoints(self.config.keep_checkpoints)
+            written = self._write(step, must)
+            self.saves_at = self._next_save() if written else time.monotonic() + _TRY_AGAIN
             if evaluates:
                 self._evaluate(step)
-            if step < self.config.steps:  # the last one's are in the report
-                say("; ".join([f"step {step}: loss {loss:.4f}", *map(str, self.held_out)]))
-            write_report(self.run, self.config)
+                if step < self.config.steps:  # the last one's are in the report
+                    skipped = [f"steps skipped so far: {self.skipped}"] if self.skipped else []
+                    say("; ".join([f"step {step}: loss {loss:.4f}", *skipped, *map(str, self.held_out)]))
+            self._report()
         self.accelerator.wait_for_everyone()
 
-    def _evaluate(self, step: int) -> None:
-        with self._averaged_weights():
-            self.held_out = self.training.evaluate()
-        for held in self.held_out:
-            self.run.log(step=step, held_out=held.as_dict())
-            self.writer.add_scalars(f"held_out/{held.noise}", {"on": held.on, "off": held.off}, step)
+    def _write(self, step: int, must: bool) -> bool:
+        """Checkpoint and newest weights; then, and only then, older checkpoints go. Whether it could be done."""
+        keep = self.config.keep_checkpoints
+        try:
+            try:
+                write_checkpoint(self.run, step, self.optimizer, self.training, self.accelerator.num_processes)
+            except OSError as error:
+                if keep == 1 or not is_disk_full(error):
+                    raise
+                # Room for the new one: without what it would push out, but not without the newest.
+                self.run.drop_old_checkpoints(keep - 1, step)
+                write_checkpoint(self.run, step, self.optimizer, self.training, self.accelerator.num_processes)
+            self.run.drop_old_checkpoints(keep, step)
+            self._write_weights(step)
+        except OSError as error:
+            why = "the disk is full" if is_disk_full(error) else error.strerror or str(error)
+            saved = self.run.checkpoints()
+            newest = f"the newest checkpoint is that of step {saved[-1][0]}" if saved else "there is no checkpoint yet"
+            if must:
+                go_on = f"free some space, then msdv train --resume {self.run.folder}"
+                raise MsdvError(f"step {step} can't be saved, {why}; {newest}: {go_on}") from error
+            say(f"step {step} can't be saved, {why}; {newest}. Training goes on and tries again: free some space")
+            return False
+        return True
 
-    def _finish_checkpoint(self, step: int) -> None:
-        """Do what follows a checkpoint."""
-        say(f"{self.run.folder} has all its {step} steps: pass --steps {2 * step} to train on")
+    def _rescue(self, step: int) -> None:
+        """After a failure in step `step`: save the state that it began with, if it is whole and there is a reason."""
+        saved = self.run.checkpoints()
+        if not self.whole or not self.accelerator.is_main_process or step <= (saved[-1][0] if saved else 0):
+            return
+        try:
+            self._write(step, must=True)
+            say(f"step {step} is saved: msdv train --resume {self.run.folder} goes on from there")
+        except Exception as error:  # what failed may have taken the device with it; its own error comes next
+            say(f"step {step} could not be saved: {next(iter(str(error).splitlines()), type(error).__name__)}")
+
+    def _report(self) -> None:
+        with self._or_say(self.run.report.name):
+            write_report(self.run, self.training.resolved())
+
+    def _evaluate(self, step: int, *, notes: bool = True) -> None:
+        try:
+            with self._averaged_weights():
+                self.held_out = self._within_memory(self.training.evaluate)
+        except MsdvError as error:
+            if isinstance(error, _OutOfMemoryError):
+                raise
+            self.held_out = []
+            say(f"step {step}: {error}")
+        for held in self.held_out if notes else ():
+            self._note(step, held_out=held.as_dict())
+            with self._or_say("tensorboard"):
+                self.writer.add_scalars(f"held_out/{held.noise}", {"on": held.on, "off": held.off}, step)
+
+    def _catch_up(self, step: int) -> None:
+        """Do what follows the checkpoint of `step`, so far as the run was stopped before."""
+        if step == self.config.steps:
+            say(f"{self.run.folder} has all its {step} steps: pass --steps {2 * step} to train on")
         if self.accelerator.is_main_process:
-            save_temporal(self.run.weights, self.optimizer.weights(), self.training.metadata(step))
-            self._evaluate(step)
-            write_report(self.run, self.config)
-        if self.config.sample_every:
+            if _steps_of(self.run) != step:
+                self._write_weights(step)
+            if self.run.checkpoints()[-1][0] == step:  # else a newer one is damaged, and stays until there is another
+                self.run.drop_old_checkpoints(self.config.keep_checkpoints)
+            measured = any(row.get("step") == step and "held_out" in row for row in self.run.read_log())
+            if step == self.config.steps or (self._is_marked(step) and not measured):
+                self._evaluate(step, notes=not measured)
+            self._report()
+        if self._is_sampled(step) and not self.run.sample(step).exists():
             self._sample(step)
+        self.accelerator.wait_for_everyone()
+
+    def _write_weights(self, step: int) -> None:
+        save_temporal(self.run.weights, self.optimizer.weights(), self.training.metadata(step))
 
     def _sample(self, step: int) -> None:
         if self.accelerator.is_main_process:
+            path = self.run.sample(step)
             try:
                 with self._averaged_weights():
-                    self.training.write_sample(self.run.sample(step))
+                    self.training.write_sample(path)
+                if self.writer is not None:
+                    _add_gif(self.writer, path, step)
             except (MsdvError, OSError, RuntimeError) as error:  # no sample is worth a night's training
                 say(f"no sample at step {step}: {next(iter(str(error).splitlines()), type(error).__name__)}")
-            write_report(self.run, self.config)
+            self._report()
         self.accelerator.wait_for_everyone()
 
     @contextmanager
@@ -323,9 +534,13 @@ def _stop_on_signal() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        say("stopping after this step; once more to stop at once, without saving")
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            say("stopping after this step; once more to stop at once, without saving")
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    # A closed terminal (SIGHUP, SIGBREAK) asks to stop too, unless nohup has it ignored.
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield stop
@@ -334,13 +549,31 @@ def _stop_on_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _memory(device: torch.device) -> str:
-    """Peak memory of the device, or of the process, in words."""
+def _memory_used(device: torch.device) -> float:
+    """Peak memory so far of the device, or of the process, in GiB."""
     if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+        return torch.cuda.max_memory_allocated(device) / 2**30
     try:
         import resource
     except ImportError:  # Windows
-        return ""
+        return float(psutil.Process().memory_info().peak_wset) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return f"{peak * (1 if sys.platform == 'darwin' else 1024) / 2**30:.1f} GiB"
+    return peak * (1 if sys.platform == "darwin" else 1024) / 2**30
+
+
+def _steps_of(run: Run) -> int | None:
+    """How many steps the newest weights of a run have seen; None where there are none."""
+    try:
+        return read_metadata(run.weights).steps
+    except MsdvError:
+        return None
+
+
+def _add_gif(writer: Any, path: Path, step: int) -> None:
+    """A sample for TensorBoard, which shows gifs as they are."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    content = path.read_bytes()
+    width, height = (int.from_bytes(content[i : i + 2], "little") for i in (6, 8))
+    image = Summary.Image(encoded_image_string=content, width=width, height=height, colorspace=3)
+    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag="samples", image=image)]), step)

@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,31 @@ from torch import Tensor
 
 from msdv.config import TrainConfig
 from msdv.console import progress, say
-from msdv.data.batches import Batch, ClipBatches, generator_for, hold_out
+from msdv.data.batches import Batch, ClipBatches, generator_for, hold_out, with_videos_of
 from msdv.data.cache import FOLDER, LatentCache, TextCache, mirror_caption
 from msdv.data.clips import Clip, find_clips
 from msdv.data.video import write_video
 from msdv.model.base import choose_base, load_base
 from msdv.model.devices import choose_device, choose_precision
-from msdv.model.diffusion import SCHEDULE_KEYS, TrainingSchedule, blank_condition, denoise, make_scheduler
+from msdv.model.diffusion import SCHEDULE_KEYS, TrainingSchedule, blank_condition, denoise, make_scheduler, predict
 from msdv.model.evaluation import HeldOutLoss, held_out_loss
 from msdv.model.inflate import VideoUNet
-from msdv.model.noise import AT_REST, estimate_row_velocity, independent_noise, mixed_noise, motion_of, velocity_for
-from msdv.model.temporal import build_video_unet, module_hash
+from msdv.model.known import Architecture
+from msdv.model.memory import Job
+from msdv.model.noise import (
+    AT_REST,
+    clip_offset,
+    estimate_row_velocity,
+    mixed_noise,
+    motion_of,
+    partly_shared_noise,
+    velocity_for,
+)
+from msdv.model.objective import kind_of_noise, min_snr_weight, schedule_to_train_on, training_loss
+from msdv.model.plan import Settings, as_savings, choose_savings, step_down
+from msdv.model.temporal import ZERO_SNR, build_video_unet, module_hash
 from msdv.run import trained_base, weights_in
-from msdv.weights import Motion, TemporalMetadata
+from msdv.weights import Motion, TemporalMetadata, read_metadata
 
 SAMPLES = 3
 """Prompts in a sample gif, where none are given."""
@@ -75,12 +88,16 @@ class Training:
             say(line)
         self.size = config.size or self.base.sample_size
         self.fps = float(np.median([clip.fps for clip in clips]))
+        source = self.base.temporal if config.init == "auto" and not resumed else self._init
+        start = read_metadata(source) if isinstance(source, Path) else None
+        self.noise, self.shared_noise = kind_of_noise(config, start)
+        self.scheduler_config = schedule_to_train_on(config, self.base, start)
+        self.schedule = TrainingSchedule(self.scheduler_config)
         self.training_clips, self.held_out_clips = self._split(clips, held_out)
         self._latents, self._text = self._fill_cache(clips, rank, processes)
         barrier()
-        self.model, start = self._build_model(resumed)
-        self.noise = config.noise or (start.noise if start else "independent")
-        self.schedule = TrainingSchedule(self.base.scheduler_config)
+        self.model = self._build_model(source)
+        self.settings = self._save_memory()
         self.batches = self._batches(self.training_clips)
         self.held_out = self._batches(self.held_out_clips) if self.held_out_clips else None
         self._blank = self._blank_condition()
@@ -98,7 +115,7 @@ class Training:
 
     def _split(self, clips: list[Clip], held_out: frozenset[str] | None) -> tuple[list[Clip], list[Clip]]:
         if held_out is not None:
-            return [c for c in clips if c.name not in held_out], [c for c in clips if c.name in held_out]
+            return with_videos_of(clips, held_out)
         return ([], clips) if self.config.evaluate else hold_out(clips, self.config.holdout)
 
     def _batches(self, clips: list[Clip]) -> ClipBatches:
@@ -129,10 +146,9 @@ class Training:
         text.encode(sorted(captions), self.base.encode_prompts)
         return latents, text
 
-    def _build_model(self, resumed: bool) -> tuple[VideoUNet, TemporalMetadata | None]:
+    def _build_model(self, source: Path | dict[str, Tensor] | None) -> VideoUNet:
         config = self.config
-        source = self.base.temporal if config.init == "auto" and not resumed else self._init
-        model, metadata = build_video_unet(
+        model, _ = build_video_unet(
             self.base,
             source,
             group_norm=config.group_norm,
@@ -142,14 +158,41 @@ class Training:
         if source is not None:
             named = f"{self.base.name}'s own" if config.init == "auto" else f"those in {config.init}"
             say(f"temporal layers start as {named}")
-        if (config.checkpointing or ("none" if self.device.type == "cpu" else "full")) == "full":
-            model.unet.enable_gradient_checkpointing()
-        return model, metadata
+        return model
+
+    def _save_memory(self) -> Settings:
+        """Choose how memory is spent, and set the model so."""
+        config, base = self.config, self.base
+        job = Job(
+            Architecture(base.name, base.unet_config, base.vae_config),
+            frames=config.frames,
+            height=self.size,
+            width=self.size,
+            dtype=base.dtype,
+            card=self.device.type != "cpu",
+            batch_size=config.batch_size,
+            group_norm=self.model.group_norm,
+            ema=config.ema,
+        )
+        settings, savings, line = choose_savings(job, config)
+        say(line)
+        self.model.save_memory(savings)
+        return settings
+
+    def spend_less(self) -> Settings | None:
+        """Take the next settings that need less memory, with which the model computes the same; they are returned.
+        None if there are none left."""
+        settings = step_down(self.settings)
+        if settings is not None:
+            self.settings = settings
+            self.model.save_memory(as_savings(settings))
+        return settings
 
     def resolved(self) -> TrainConfig:
         """The settings with what was left open filled in: what this training is, wherever it goes on."""
         filled = {"base": self.base.name, "size": self.size, "noise": self.noise, "group_norm": self.model.group_norm}
-        return self.config.model_copy(update=filled)
+        filled |= {"shared_noise": self.shared_noise, "zero_terminal_snr": bool(self.scheduler_config.get(ZERO_SNR))}
+        return self.config.model_copy(update=filled | asdict(self.settings) | {"vram": None})
 
     def _blank_condition(self) -> Tensor | None:
         """For inpainting models: everything is to be painted."""
@@ -172,7 +215,7 @@ class Training:
         """Training noise like the batch's latents; with --noise flow it flows for a share of the clips, among those in
         which something moves sideways."""
         if self.noise == "independent":
-            return independent_noise(batch.latents.shape, generator)
+            return partly_shared_noise(batch.latents.shape, self.shared_noise, generator)
         b = batch.latents.shape[0]
         low, high = FLOW_SHARE
         flows = torch.rand(b, generator=generator) < self.config.noise_share
@@ -180,19 +223,43 @@ class Training:
         share = torch.where(flows, low + (high - low) * torch.rand(b, generator=generator), 0.0)
         return mixed_noise(batch.latents.shape, batch.row_velocity, share, generator)
 
+    def loss(self, number: int) -> Tensor:
+        """The loss () of batch `number` of the whole training, to go backward from: a function of seed and number."""
+        config, schedule = self.config, self.schedule
+        batch = self.batches.batch(number)
+        generator = generator_for("noise", config.seed, number)
+        b, _, f = batch.latents.shape[:3]
+        noise = self.draw_noise(batch, generator)
+        timesteps = schedule.draw_timesteps(b, config.timestep_shift, generator)
+        # What an option adds is drawn last: so it changes nothing else.
+        if config.offset_noise:
+            noise = noise + clip_offset(noise.shape, config.offset_noise, generator)
+        anchor = torch.randint(f, (b,), generator=generator).to(self.device) if config.temporal_loss else None
+        latents, noise, timesteps, text = (t.to(self.device) for t in (batch.latents, noise, timesteps, batch.text))
+        weight = None
+        if config.min_snr is not None:
+            weight = min_snr_weight(schedule.snr(timesteps), config.min_snr, schedule.prediction_type)
+        noisy = schedule.add_noise(latents, noise, timesteps)
+        prediction = predict(self.model, noisy, timesteps, text, self.condition(b))
+        target = schedule.target(latents, noise, timesteps)
+        return training_loss(prediction, target, weight=weight, temporal_loss=config.temporal_loss, anchor=anchor)
+
     def evaluate(self, most_clips: int = EVALUATION_CLIPS) -> list[HeldOutLoss]:
         """The loss on held-out clips with the temporal layers on and off; for each kind of noise trained on."""
         if self.held_out is None:
             return []
         held_out = self.held_out
-        kinds = ["independent", "flow"] if self.noise == "flow" else ["independent"]
+        kinds = ["independent", "flow"] if self.noise == "flow" else ["shared" if self.shared_noise else "independent"]
 
         def items(kind: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for index in range(min(len(held_out), most_clips)):
                 batch = held_out.middle(index)
                 generator = generator_for("evaluation", index)
                 share = torch.tensor([SAMPLING_SHARE if kind == "flow" else 0.0])
-                noise = mixed_noise(batch.latents.shape, batch.row_velocity, share, generator)
+                if kind == "shared":
+                    noise = partly_shared_noise(batch.latents.shape, self.shared_noise, generator)
+                else:
+                    noise = mixed_noise(batch.latents.shape, batch.row_velocity, share, generator)
                 yield batch.latents, batch.text, noise
 
         losses = []
@@ -222,7 +289,7 @@ class Training:
         clips = []
         for index, prompt in enumerate(self._sample_prompts):
             generator = generator_for("sample", index)
-            noise = independent_noise(shape, generator)
+            noise = partly_shared_noise(shape, self.shared_noise, generator)
             if self.motion:
                 velocity, _ = velocity_for(self.motion, "auto", prompt, latent, latent, generator)
                 noise = mixed_noise(shape, velocity, torch.tensor([self.motion.share]), generator)
@@ -231,7 +298,7 @@ class Training:
                 noise.to(self.device),
                 self._sample_text[index : index + 1],
                 self._sample_text[-1:],
-                scheduler=make_scheduler(defaults.scheduler, self.base.scheduler_config),
+                scheduler=make_scheduler(defaults.scheduler, self.scheduler_config),
                 steps=defaults.steps,
                 guidance=defaults.guidance,
                 generator=generator,
@@ -255,8 +322,9 @@ class Training:
             size=self.size,
             fps=self.fps,
             prediction_type=self.schedule.prediction_type,
-            scheduler={k: self.base.scheduler_config[k] for k in SCHEDULE_KEYS if k in self.base.scheduler_config},
+            scheduler={k: self.scheduler_config[k] for k in SCHEDULE_KEYS if k in self.scheduler_config},
             noise=self.noise,
+            shared_noise=self.shared_noise,
             motion=self.motion,
             steps=steps,
         )

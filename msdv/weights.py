@@ -56,6 +56,8 @@ class TemporalMetadata(BaseModel):
     """The noise schedule of training: the betas and what changes them."""
     noise: NoiseKind
     motion: Motion | None = None
+    shared_noise: float = 0.0
+    """How much of the noise was the same in all frames: see `partly_shared_noise` in model/noise.py."""
     steps: int
     """Optimizer steps trained."""
     tool: str = f"msdv {__version__}"
@@ -96,6 +98,20 @@ def save_temporal(path: Path, state: Mapping[str, Tensor], metadata: TemporalMet
         raise MsdvError(f"{path} was not written: {broken[0]} is not finite: train with a lower --lr or with --bf16")
     with write_file(path) as temporary:
         save_file(half, temporary, metadata=metadata.to_header())
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Order the metadata in a safetensors file by name: safetensors writes it in another order each time, and the same
+    weights shall give the same bytes."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:  # the tensors' places count from its end
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def read_metadata(path: Path) -> TemporalMetadata:

@@ -1,6 +1,7 @@
 """What all tests share: no model hub, one thread, and the switches for tests that not every machine can run."""
 
 import os
+import signal
 
 import pytest
 
@@ -19,6 +20,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # Results depend on the number of threads, and tests share the machine.
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Shells have some signals ignored by what they start in the background, and programs pass that on: tests send them.
+    for name in ("SIGINT", "SIGHUP", "SIGTERM"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -4,14 +4,14 @@ So a resumed training needs no saved position and no saved random state, and see
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from msdv.data.cache import LatentCache, TextCache, mirror_caption
-from msdv.data.clips import Clip
+from msdv.data.clips import Clip, video_of
 
 
 def generator_for(*key: int | str) -> torch.Generator:
@@ -21,12 +21,29 @@ def generator_for(*key: int | str) -> torch.Generator:
 
 
 def hold_out(clips: Sequence[Clip], share: float) -> tuple[list[Clip], list[Clip]]:
-    """(training clips, held-out clips). At least one is held out of five or more, if any are to be; the choice
-    depends on the clips' names alone, so that it stays the same from run to run."""
-    count = min(len(clips) - 1, max(1, round(share * len(clips)))) if share and len(clips) >= 5 else 0
-    ranked = sorted(clips, key=lambda clip: hashlib.sha256(clip.name.encode()).digest())
-    held = {clip.name for clip in ranked[:count]}
-    return [c for c in clips if c.name not in held], [c for c in clips if c.name in held]
+    """(training clips, held-out clips). Clips of one video are on the same side. Of five clips or more, if any are to
+    be held out, at least one is, and never all; the choice depends on the clips' names alone, so that it stays the same
+    from run to run."""
+    count = max(1, round(share * len(clips))) if share and len(clips) >= 5 else 0
+    videos: dict[str, list[Clip]] = {}
+    for clip in clips:
+        videos.setdefault(clip.source, []).append(clip)
+    names = {source: min(video_of(clip.name) for clip in group) for source, group in videos.items()}
+    ranked = sorted(videos, key=lambda source: hashlib.sha256(names[source].encode()).digest())
+    count = min(count, len(clips) - 1)
+    held: set[str] = set()
+    for source in ranked:
+        if len(held) + len(videos[source]) <= count:
+            held |= {clip.name for clip in videos[source]}
+    if count and not held and len(videos) > 1:  # each has more clips than wanted: the one with the fewest
+        held = {clip.name for clip in min((videos[source] for source in ranked), key=len)}
+    return with_videos_of(clips, held)
+
+
+def with_videos_of(clips: Sequence[Clip], held: Collection[str]) -> tuple[list[Clip], list[Clip]]:
+    """(training clips, held-out clips), where the clips named in `held` and all others of their videos are held out."""
+    sources = {clip.source for clip in clips if clip.name in held}
+    return [c for c in clips if c.source not in sources], [c for c in clips if c.source in sources]
 
 
 @dataclass(frozen=True)
@@ -69,10 +86,17 @@ class ClipBatches:
         once before any is seen again."""
         return self._collate([self._item(number * self._batch_size + i) for i in range(self._batch_size)])
 
-    def _item(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
+    def names(self, number: int) -> list[str]:
+        """The clips of batch `number`."""
+        return [self._clips[self._index(number * self._batch_size + i)].name for i in range(self._batch_size)]
+
+    def _index(self, position: int) -> int:
         epoch, place = divmod(position, len(self._clips))
         order = torch.randperm(len(self._clips), generator=generator_for("epoch", self._seed, epoch))
-        index = int(order[place])
+        return int(order[place])
+
+    def _item(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
+        index = self._index(position)
         generator = generator_for("item", self._seed, position)
         clip = self._clips[index]
         start = int(torch.randint(len(clip) - self._frames + 1, (), generator=generator))

@@ -1,7 +1,7 @@
 """A frames folder, as `msdv prep` or the 2022 script made it, to training clips."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from msdv.data.captions import caption_from_name
+from msdv.data.manifest import MANIFEST, scene_of
 from msdv.errors import MsdvError, UsageError
 from msdv.files import is_unfinished
 
-MANIFEST = "manifest.jsonl"
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
     *(".3gp", ".ogv", ".gif", ".h264", ".hevc", ".vob"),
@@ -23,12 +23,14 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 @dataclass(frozen=True)
 class Clip:
-    """The frames of one video, in order."""
+    """The frames of one video, or of one scene of it, in order."""
 
     name: str
     files: tuple[Path, ...]
     caption: str
     fps: float
+    source: str
+    """The video that it is from: clips that have it in common show the same."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -55,10 +57,21 @@ def find_clips(data: Path, min_frames: int) -> tuple[list[Clip], list[str]]:
         caption = str(row["caption"]) if row.get("caption") is not None else caption_from_name(folder.name)
         fps = row.get("fps")
         rate = float(fps) if isinstance(fps, int | float) and fps > 0 else 5.0
-        clips.append(Clip(folder.name, tuple(files), caption, rate))
+        clips.append(Clip(folder.name, tuple(files), caption, rate, _source(folder.name, rows)))
     if not clips:
         _explain_empty(data, min_frames, left_out)
     return clips, left_out
+
+
+def video_of(name: str) -> str:
+    """The folder of a video's first scene, from that of any."""
+    return scene_of(name) or name
+
+
+def _source(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """As the manifest has it of the clip or of the video's first scene, else told from the name."""
+    known = (rows.get(clip, {}).get("source") for clip in (video_of(name), name))
+    return next((source for source in known if isinstance(source, str) and source), video_of(name))
 
 
 def frame_files(folder: Path) -> list[Path]:

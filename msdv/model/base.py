@@ -1,7 +1,7 @@
 """Base models in: hub, folder, single file, the built-in one, the 2022 layout. The one place for dtype and device."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -167,17 +167,19 @@ class Base:
         return pictures.float()
 
     def decode_latents(self, latents: Tensor) -> np.ndarray:
-        """Latents (n, 4, h, w) -> frames (n, 8h, 8w, 3), uint8, on the CPU; few frames at a time, which bounds memory.
+        """Latents (n, 4, h, w) -> frames (n, 8h, 8w, 3), uint8, on the CPU.
 
         Raises:
             MsdvError: when the latents or the pictures are not finite.
         """
+        return np.concatenate([part.numpy() for part in self.decode_passes(latents)])
+
+    def decode_passes(self, latents: Tensor) -> Iterator[Tensor]:
+        """What `decode_latents` puts together: few frames at a time, which bounds memory."""
         factor = self.vae_scale_factor
-        frames = []
         for part in latents.split(_frames_a_pass(latents.shape[-2] * factor, latents.shape[-1] * factor)):
             pictures = self.decode(part).add(1).mul(127.5).round_().clamp_(0, 255)
-            frames.append(pictures.to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous().numpy())
-        return np.concatenate(frames)
+            yield pictures.to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def unload(self, part: PartName) -> None:
         """Free the memory of a network that is not needed any more."""

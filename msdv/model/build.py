@@ -32,17 +32,21 @@ _ARCHITECTURE_KEYS = (
 )
 
 
+def network_config(kind: type, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration a diffusers class takes: what another version of diffusers wrote besides has no meaning
+    for this one."""
+    known = inspect.signature(kind).parameters
+    return {key: value for key, value in config.items() if key in known and not key.startswith("_")}
+
+
 def build_network(kind: type, part: Part) -> Any:
     """A diffusers model of class `kind` with its weights: frozen, in eval mode, on the CPU and in the file's dtype.
 
     Raises:
         MsdvError: when configuration and weights don't make one.
     """
-    known = inspect.signature(kind).parameters
-    # What another version of diffusers wrote besides has no meaning for this one.
-    config = {key: value for key, value in part.config.items() if key in known and not key.startswith("_")}
     with _explain_config(part), init_empty_weights(include_buffers=False):
-        module = kind(**config)
+        module = kind(**network_config(kind, part.config))
     fill_module(module, part.read(), part.origin)
     return module
 

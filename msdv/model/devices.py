@@ -71,6 +71,13 @@ def choose_precision(fp16: bool, bf16: bool, device: torch.device) -> Precision:
     return Precision(torch.bfloat16 if bf16 else torch.float32)
 
 
+def plan_precision(fp16: bool, bf16: bool, card: bool) -> torch.dtype:
+    """What `choose_precision` would give on a card or a processor that isn't here."""
+    if fp16 or bf16:
+        return torch.float16 if fp16 and card else torch.bfloat16
+    return torch.float32
+
+
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         # torch counts emulation as support; emulated, it is slower than float32. Ampere is 8.0.

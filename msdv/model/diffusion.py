@@ -37,8 +37,14 @@ def make_scheduler(name: SchedulerName, config: Mapping[str, Any]) -> Any:
     scheduler = getattr(diffusers, _SCHEDULERS[name])
     known = set(inspect.signature(scheduler.__init__).parameters)
     # DDIM's own defaults suit pictures, not latents: it would clip them to -1..1 and wash out colours.
-    config = {"clip_sample": False, "set_alpha_to_one": False, **config}
+    config = {"clip_sample": False, "set_alpha_to_one": False, **with_last_timestep(config)}
     return scheduler.from_config({k: v for k, v in config.items() if k in known})
+
+
+def with_last_timestep(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's configuration with which sampling begins at the last timestep where that one is noise alone: begun
+    elsewhere, the noise would be taken for a picture (Lin et al. 2023, 2305.08891, section 3.3)."""
+    return {**config, **({"timestep_spacing": "trailing"} if config.get("rescale_betas_zero_snr") else {})}
 
 
 class TrainingSchedule:
@@ -59,6 +65,11 @@ class TrainingSchedule:
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Latents (b, c, f, h, w) at the noise level of timesteps (b,)."""
         return self._scheduler.add_noise(latents, noise, timesteps)
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """Signal-to-noise ratios, of variances, at timesteps of any shape."""
+        signal = self._scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+        return signal / (1 - signal)
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the model is to predict: noise, velocity or the latents, by the model's prediction type."""
@@ -134,5 +145,5 @@ def _set_timesteps(scheduler: Any, steps: int, device: torch.device) -> None:
         scheduler.set_timesteps(steps, device=device)
     except (ValueError, IndexError) as error:
         raise UsageError(f"--steps {steps}: {name} can't take so many ({error}): lower it") from error
-    if scheduler.timesteps.max() >= scheduler.config.num_train_timesteps:
+    if int(scheduler.timesteps.max()) >= scheduler.config.num_train_timesteps:
         raise UsageError(f"--steps {steps}: {name} can't take so many on this image model's schedule: lower it")

@@ -1,5 +1,6 @@
 """What the temporal layers are worth: the loss on clips never trained on, with them and without."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from msdv.errors import MsdvError
 from msdv.model.diffusion import TrainingSchedule, predict
 from msdv.model.inflate import VideoUNet
 
@@ -20,7 +22,7 @@ class HeldOutLoss:
     off: float
     """Without them: the image model, frame by frame."""
     noise: str
-    """`independent` or `flow`: the noise it was measured with."""
+    """`independent`, `flow` or `shared`: the noise it was measured with."""
     clips: int
     levels: int
     """Noise levels a clip."""
@@ -55,7 +57,10 @@ def held_out_loss(
 ) -> HeldOutLoss:
     """Measure on items (latents (1, 4, f, h, w), text (1, n, d), noise like the latents), each at `levels` noise levels
     spread evenly over the schedule, shifted from clip to clip so that together they cover it. `known_off` is the loss
-    without temporal layers where it was measured on the same items before: training does not change it."""
+    without temporal layers where it was measured on the same items before: training does not change it.
+
+    Raises MsdvError if a loss is not finite.
+    """
     device = next(model.parameters()).device
     on, off, clips = 0.0, 0.0, 0
     for clips, (latents, text, noise) in enumerate(items, start=1):
@@ -73,4 +78,7 @@ def held_out_loss(
                 off += mse_loss(predict(model, noisy, timestep, text, condition), target).item()
     count = max(1, clips * levels)
     off = off / count if known_off is None else known_off
+    if not math.isfinite(on + off):
+        layers = "without temporal layers" if not math.isfinite(off) else "with the temporal layers"
+        raise MsdvError(f"the loss on held-out clips is not finite {layers}: try --bf16, or no --fp16")
     return HeldOutLoss(on / count, off, noise_kind, clips, levels)

@@ -62,7 +62,7 @@ def read_folder(folder: Path, *, prefer_half: bool = False) -> Parts:
 
     unet = Part(configs["unet"], readers["unet"], str(folder / "unet"))
     if is_2022:
-        unet = Part(_plain_blocks(configs["unet"]), read_spatial, str(folder / "unet"))
+        unet = Part(plain_blocks(configs["unet"]), read_spatial, str(folder / "unet"))
     check_unet(unet.config, str(folder / "unet" / "config.json"))
     parts = Parts(
         unet=unet,
@@ -176,7 +176,7 @@ def _check_classes(folder: Path, configs: Mapping[str, dict[str, Any]]) -> None:
         raise MsdvError(f"{folder / 'text_encoder'}: this is a {text.get('model_type')}, not CLIP: {SUPPORTED}")
 
 
-def _plain_blocks(config: Mapping[str, Any]) -> dict[str, Any]:
+def plain_blocks(config: Mapping[str, Any]) -> dict[str, Any]:
     """The 2022 UNet's configuration as the image UNet's: the same keys, block names without Pseudo3D."""
     plain = dict(config)
     for key in ("down_block_types", "up_block_types"):

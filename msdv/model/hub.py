@@ -37,7 +37,7 @@ def download(model_id: str, *, prefer_half: bool = False) -> Path:
     except Exception as error:
         # Whatever keeps the hub from answering, also a repository that is gone by now: an earlier download is as good.
         # One file tells its folder; asking for the whole snapshot would miss the files that were never wanted.
-        index = None if isinstance(error, HFValidationError) else _find_downloaded(model_id)
+        index = None if isinstance(error, HFValidationError) else find_downloaded(model_id)
         if index is None:
             raise _explain(model_id, error) from error
         return index.parent
@@ -69,7 +69,8 @@ def needed_files(names: list[str], *, prefer_half: bool) -> list[str]:
     return files
 
 
-def _find_downloaded(model_id: str) -> Path | None:
+def find_downloaded(model_id: str) -> Path | None:
+    """The model_index.json of an earlier download, if there is one."""
     index = huggingface_hub.try_to_load_from_cache(model_id, "model_index.json")
     return Path(index) if isinstance(index, str) else None
 

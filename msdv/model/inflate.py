@@ -9,14 +9,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D, UpBlock2D
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from msdv.config import GroupNormMode
 from msdv.errors import MsdvError
 from msdv.model.attention import set_spatial_attention
-from msdv.model.layers import FrameContext, SpatioTemporalConv, VideoGroupNorm, VideoTransformerBlock
+from msdv.model.blocks import VideoResnet, VideoTransformer, VideoUpBlock, VideoUpsample
+from msdv.model.checkpointing import Unit
+from msdv.model.frames import FrameContext
+from msdv.model.layers import SpatioTemporalConv, VideoNormSilu
+from msdv.model.savings import Savings
+from msdv.model.stores import OnDevice, OnHost, Store
+from msdv.model.streaming import WeightStream
 
 TEMPORAL_PARTS = (".temporal_conv.", ".attn_temporal.", ".norm_temporal.")
 
@@ -42,6 +50,8 @@ class VideoUNet(nn.Module):
         super().__init__()
         self.unet = unet
         self.group_norm = group_norm
+        self.savings = Savings()
+        self._stream: WeightStream | None = None
         self._context = context
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
@@ -64,6 +74,39 @@ class VideoUNet(nn.Module):
             encoder_hidden_states = encoder_hidden_states.flatten(0, 1)
         out = self.unet(frames, timesteps, encoder_hidden_states, return_dict=False)[0]
         return out.reshape(b, f, -1, h, w).transpose(1, 2)
+
+    def units(self) -> dict[str, Unit]:
+        """The parts that can be checkpointed, by name, in the order of execution."""
+        found = {k: m for k, m in self.unet.named_modules() if isinstance(m, Unit)}
+        # A convolution is one by itself where it starts from something smaller, and else a part of one.
+        names = [k for k, m in found.items() if k == "conv_in" or not isinstance(m, SpatioTemporalConv)]
+        return {k: found[k] for k in sorted(names, key=_execution_order)}
+
+    def save_memory(self, savings: Savings) -> None:
+        """From the next forward pass on, trade time for memory as `savings` says.
+
+        Raises ValueError for names that are not units'.
+        """
+        units = self.units()
+        everything = savings.checkpoint == "full" or savings.stream_weights
+        names = set(units if everything else () if savings.checkpoint == "none" else savings.checkpoint)
+        if unknown := names - set(units):
+            raise ValueError(f"not units of this model: {', '.join(sorted(unknown))}")
+        store: Store = OnHost() if savings.host_checkpoints else OnDevice()
+        for name, unit in units.items():
+            unit.store = store if name in names else None
+        self._context.chunk = savings.chunk_frames
+        if savings.stream_weights != self.savings.stream_weights:
+            # But for the first one, small, by which others know where the model is.
+            self._stream_weights(list(units.values())[1:], savings.stream_weights)
+        self.savings = savings
+
+    def _stream_weights(self, units: list[Unit], on: bool) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = WeightStream(units) if on else None
+        for unit in units:
+            unit.stream = self._stream
 
     @contextmanager
     def temporal_layers_off(self) -> Iterator[None]:
@@ -111,20 +154,17 @@ def inflate(unet: Any, group_norm: GroupNormMode = "frame", *, channels_last: bo
     context = FrameContext()
     reference = next(unet.parameters())
     unet.requires_grad_(False)
-    for name, parent, attribute, module in _replaceable(unet):
-        new: nn.Module
-        if isinstance(module, BasicTransformerBlock):
-            _check_block(name, module)
-            new = VideoTransformerBlock(module, context)
-        elif isinstance(module, nn.GroupNorm):
-            new = VideoGroupNorm(module, group_norm, context)
-        else:
-            assert isinstance(module, nn.Conv2d)
-            new = SpatioTemporalConv(module, context)
-        if isinstance(parent, nn.ModuleList):
-            parent[int(attribute)] = new
-        else:
-            setattr(parent, attribute, new)
+    if not isinstance(unet.conv_act, nn.SiLU):
+        raise _not_stable_diffusion("the last activation")
+    for block in unet.up_blocks:
+        if not isinstance(block, (UpBlock2D, CrossAttnUpBlock2D)):
+            raise _not_stable_diffusion(type(block).__name__)
+    for name, module in list(unet.named_modules()):
+        new = _counterpart(name, module, group_norm, context)
+        if new is not None:
+            unet.set_submodule(name, new)
+    unet.conv_act = nn.Identity()
+    unet.up_blocks = nn.ModuleList(VideoUpBlock(block) for block in unet.up_blocks)
     set_spatial_attention(unet)
     for key, parameter in unet.named_parameters():
         if is_temporal(key):
@@ -134,27 +174,34 @@ def inflate(unet: Any, group_norm: GroupNormMode = "frame", *, channels_last: bo
     return VideoUNet(unet.eval(), context, group_norm, channels_last)
 
 
-def _replaceable(unet: Any) -> list[tuple[str, nn.Module, str, nn.Module]]:
-    """Every module that gets a temporal counterpart: (name, parent, attribute, module).
-
-    Convolutions: all but the 1x1 `proj_in`/`proj_out` around transformer blocks. Group norms: those of the resnets and
-    the last one; in front of the transformers they are per frame in every mode.
-    """
-    found = []
-    for name, module in unet.named_modules():
-        parent_name, _, attribute = name.rpartition(".")
-        parent = unet.get_submodule(parent_name)
-        convolution = isinstance(module, nn.Conv2d) and attribute not in ("proj_in", "proj_out")
-        norm = isinstance(module, nn.GroupNorm) and (isinstance(parent, ResnetBlock2D) or parent is unet)
-        if convolution or norm or isinstance(module, BasicTransformerBlock):
-            found.append((name, parent, attribute, module))
-    return found
+def _execution_order(name: str) -> tuple[int, ...]:
+    """Where a unit comes in a forward pass."""
+    whole, *rest = name.split(".")
+    if not rest:
+        return (0,)
+    block = ("down_blocks", "mid_block", "up_blocks").index(whole) + 1
+    number, (kind, index) = (int(rest.pop(0)) if whole != "mid_block" else 0), rest
+    return block, number, int(kind == "upsamplers"), int(index), int(kind == "attentions")
 
 
-def _check_block(name: str, block: Any) -> None:
-    plain = block.norm_type == "layer_norm" and block.attn2 is not None and block.pos_embed is None
-    if not plain or block.only_cross_attention:
-        raise MsdvError(
-            f"{name} of this UNet is not a transformer block of Stable Diffusion 1.x or 2.x: "
-            "choose such a model with --base"
-        )
+def _counterpart(name: str, module: nn.Module, group_norm: GroupNormMode, context: FrameContext) -> nn.Module | None:
+    """What takes the place of a module of the image UNet; None for nothing. Parts go with the whole."""
+    if name == "conv_norm_out":
+        assert isinstance(module, nn.GroupNorm)
+        return VideoNormSilu(module, group_norm, context)
+    if name in ("conv_in", "conv_out") or (isinstance(module, nn.Conv2d) and ".downsamplers." in name):
+        assert isinstance(module, nn.Conv2d)
+        return SpatioTemporalConv(module, context)
+    if isinstance(module, ResnetBlock2D) and VideoResnet.takes(module):
+        return VideoResnet(module, group_norm, context)
+    if isinstance(module, Transformer2DModel) and VideoTransformer.takes(module):
+        return VideoTransformer(module, context)
+    if isinstance(module, Upsample2D) and VideoUpsample.takes(module):
+        return VideoUpsample(module, context)
+    if isinstance(module, (ResnetBlock2D, Transformer2DModel, Upsample2D)):
+        raise _not_stable_diffusion(name)
+    return None
+
+
+def _not_stable_diffusion(name: str) -> MsdvError:
+    return MsdvError(f"{name} of this UNet is not as in Stable Diffusion 1.x or 2.x: choose such a model with --base")

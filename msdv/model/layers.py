@@ -4,7 +4,7 @@ Architecture: the pseudo-3D layers of Make-A-Video (Singer et al. 2022, arXiv:22
 into Stable Diffusion, whose parameter names are kept.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,52 +13,149 @@ from torch import Tensor, nn
 
 from msdv.config import GroupNormMode
 from msdv.model.attention import attention
+from msdv.model.checkpointing import Unit
+from msdv.model.chunks import memory_format
+from msdv.model.frames import FrameContext
+from msdv.model.frozen import FrozenConv2d, convolve, norm_silu, upsample
 
-
-@dataclass
-class FrameContext:
-    """Shared by all temporal layers of one model and set before each forward pass (see inflate.py)."""
-
-    frames: int = 1
-    """Frames of each clip in the batch."""
-    enabled: bool = True
-    """Off: temporal layers let everything through unchanged, which is the image model."""
+# On a CPU, a convolution over so few positions spends its time on the layout of its weights; as a matrix product it
+# takes half as long (docs/measurements.md).
+MOST_ROWS_AS_PRODUCT = 128
 
 
 class TemporalConv(nn.Conv1d):
     """Convolution over frames at each position, kernel 3, zero padding; the identity until trained."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 3, padding=1)
-        nn.init.dirac_(self.weight)
-        assert self.bias is not None
-        nn.init.zeros_(self.bias)
+        # Not torch's own start, nor its `dirac_`: both take long for what is known beforehand.
+        super().__init__(channels, channels, 3, padding=1, device="meta")
+        dtype = torch.get_default_dtype()
+        self.weight = nn.Parameter(torch.zeros(channels, channels, 3, dtype=dtype))
+        self.weight.detach()[:, :, 1].fill_diagonal_(1)
+        self.bias = nn.Parameter(torch.zeros(channels, dtype=dtype))
 
-    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
-        """(b f) c h w -> (b f) c h w."""
-        n, c, h, w = x.shape
-        layout = memory_format(x)
-        # A clip as one picture of f x (h w) pixels under a (3, 1) kernel: in channels-last memory both ways are views.
-        x = x.permute(0, 2, 3, 1).reshape(n // frames, frames, h * w, c).permute(0, 3, 1, 2)  # (b, c, f, h w)
-        x = F.conv2d(x, self.weight.unsqueeze(-1), self.bias, padding=(1, 0))
+    def forward(self, x: Tensor, frames: int = 1, parts: int = 1) -> Tensor:
+        """(b f) c h w -> (b f) c h w, worked off in about so many parts of the rows."""
+        if parts > 1:
+            return _TemporalConvByRows.apply(x, self.weight, self.bias, frames, -(-x.shape[2] // parts))
         # The layout it came in: other kernels take over otherwise, and an untrained model no longer equals the image
         # model bit for bit.
-        return x.permute(0, 2, 3, 1).reshape(n, h, w, c).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        y = self._as_product(_clips(x, frames)) if self._is_small(x) else self._as_picture(_clips(x, frames))
+        return _pictures(y, x.shape).contiguous(memory_format=memory_format(x))
+
+    def _as_picture(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.unsqueeze(-1), self.bias, padding=(1, 0))
+
+    def _is_small(self, x: Tensor) -> bool:
+        return x.device.type == "cpu" and x.shape[0] * x.shape[2:].numel() <= MOST_ROWS_AS_PRODUCT
+
+    def _as_product(self, x: Tensor) -> Tensor:
+        rows = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, 0, 1, 1)).unfold(1, 3, 1).flatten(3)  # b f (h w) (c 3)
+        return F.linear(rows, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
-class SpatioTemporalConv(nn.Module):
+def _clips(x: Tensor, frames: int) -> Tensor:
+    """(b f) c h w -> b c f (h w): a clip as one picture, under a (3, 1) kernel. In channels-last memory a view."""
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(n // frames, frames, h * w, c).permute(0, 3, 1, 2)
+
+
+def _pictures(x: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_clips`, a view where that was one."""
+    n, c, h, w = shape
+    return x.permute(0, 2, 3, 1).reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+class _TemporalConvByRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, frames: int, rows: int) -> Tensor:
+        ctx.frames, ctx.rows = frames, rows
+        ctx.save_for_backward(x, weight)
+        out = torch.empty_like(x)
+        for own, part in zip(out.split(rows, dim=2), x.split(rows, dim=2), strict=True):
+            y = F.conv2d(_clips(part, frames), weight.unsqueeze(-1), bias, padding=(1, 0))
+            own.copy_(_pictures(y, part.shape))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dx = torch.empty_like(x)
+        # In float32, for the sum not to depend on the number of parts.
+        d_weight = torch.zeros_like(weight, dtype=torch.float32)
+        d_bias = torch.zeros_like(weight[:, 0, 0], dtype=torch.float32)
+        kernel = weight.unsqueeze(-1)
+        for own, part, of_part in zip(*(t.split(ctx.rows, dim=2) for t in (dx, x, gradient)), strict=True):
+            clips = (_clips(t, ctx.frames) for t in (of_part, part))
+            settings = ([1, 1], [1, 0], [1, 1], False, [0, 0], 1, (True, True, True))
+            found = torch.ops.aten.convolution_backward(*clips, kernel, [weight.shape[0]], *settings)
+            own.copy_(_pictures(found[0], part.shape))
+            d_weight += found[1].squeeze(-1)
+            d_bias += found[2]
+        return dx, d_weight.to(weight.dtype), d_bias.to(weight.dtype), None, None
+
+
+class SpatioTemporalConv(Unit):
     """A frozen spatial convolution and a temporal one after it. Takes the place of an `nn.Conv2d`."""
 
     def __init__(self, spatial_conv: nn.Conv2d, context: FrameContext) -> None:
-        super().__init__()
-        self.spatial_conv = spatial_conv
+        super().__init__(context)
+        self.spatial_conv = FrozenConv2d(spatial_conv)
         self.temporal_conv = TemporalConv(spatial_conv.out_channels)
-        self._context = context
 
     def forward(self, x: Tensor) -> Tensor:
         """(b f) c h w -> (b f) c' h' w'."""
-        x = self.spatial_conv(x)
-        return self.temporal_conv(x, self._context.frames) if self._context.enabled else x
+        return self.run((x,))
+
+    def compute(self, x: Tensor) -> Tensor:
+        return self._over_frames(self.spatial_conv(x))
+
+    def after_upsampling(self, x: Tensor, size: list[int]) -> Tensor:
+        """The convolution of x (b f) c h w at a larger size, by nearest neighbours."""
+        ranges = self.context.ranges(x.shape[0])
+        return self._over_frames(upsample(x, size, self.spatial_conv, ranges))
+
+    def of_all(self, pictures: Sequence[Tensor]) -> Tensor:
+        """The convolution of the channels of all pictures (b f) c h w."""
+        ranges = self.context.ranges(pictures[0].shape[0])
+        return self._over_frames(convolve(pictures, self.spatial_conv, ranges))
+
+    def after_norm(self, pictures: Sequence[Tensor], norm: nn.GroupNorm, mode: GroupNormMode) -> Tensor:
+        """The convolution of `silu(norm(x))`, x the channels of all pictures; `norm` is frozen."""
+        return self._over_frames(normalized(pictures, norm, mode, self.context, self.spatial_conv))
+
+    def _over_frames(self, x: Tensor) -> Tensor:
+        context = self.context
+        return self.temporal_conv(x, context.frames, context.parts) if context.enabled else x
+
+
+def normalized(
+    pictures: Sequence[Tensor],
+    norm: nn.GroupNorm,
+    mode: GroupNormMode,
+    context: FrameContext,
+    conv: nn.Conv2d | None = None,
+) -> Tensor:
+    """`silu(norm(x))` with a frozen group norm, and `conv` of it; x (b f) c h w, the channels of all pictures.
+    Statistics of each frame (`frame`) or of all frames of a clip together (`joint`): the 2022 model normalised 5-D
+    tensors."""
+    joint = mode == "joint" and context.frames > 1 and context.enabled
+    n = pictures[0].shape[0]
+    return norm_silu(pictures, norm, conv, context.ranges(n), n // context.frames if joint else None)
+
+
+class VideoNormSilu(nn.GroupNorm):
+    """The group norm and SiLU before the last convolution. Takes over the parameters of an `nn.GroupNorm`."""
+
+    def __init__(self, norm: nn.GroupNorm, mode: GroupNormMode, context: FrameContext) -> None:
+        super().__init__(norm.num_groups, norm.num_channels, norm.eps, affine=False)
+        self.weight, self.bias = norm.weight, norm.bias
+        self.mode = mode
+        self._context = context
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b f) c h w -> (b f) c h w."""
+        return normalized((x,), self, self.mode, self._context)
 
 
 class TemporalAttention(nn.Module):
@@ -82,70 +179,8 @@ class TemporalAttention(nn.Module):
         """(b f) p c -> (b f) p c, p spatial positions."""
         n, p, c = x.shape
         b = n // frames
-
-        def by_position(t: Tensor) -> Tensor:  # (b f) p c -> (b p) f heads d
-            t = t.view(b, frames, p, self.heads, c // self.heads).transpose(1, 2)
-            return t.reshape(b * p, frames, self.heads, c // self.heads)
-
-        out = attention(by_position(self.to_q(x)), by_position(self.to_k(x)), by_position(self.to_v(x)))
-        out = out.reshape(b, p, frames, c).transpose(1, 2).reshape(n, p, c)
-        return self.to_out[0](out)
-
-
-class VideoTransformerBlock(nn.Module):
-    """diffusers' `BasicTransformerBlock` as Stable Diffusion 1.x/2.x uses it, with temporal attention before the
-    feed-forward. Takes over the block's own layers, so that their names stay."""
-
-    def __init__(self, block: Any, context: FrameContext) -> None:
-        super().__init__()
-        self.norm1, self.attn1 = block.norm1, block.attn1
-        self.norm2, self.attn2 = block.norm2, block.attn2
-        channels = block.attn1.to_q.in_features
-        self.norm_temporal = nn.LayerNorm(channels)
-        self.attn_temporal = TemporalAttention(channels, block.attn1.heads)
-        self.norm3, self.ff = block.norm3, block.ff
-        self._context = context
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        *_: Any,
-        **__: Any,
-    ) -> Tensor:
-        """(b f) p c -> (b f) p c. What diffusers passes besides has no meaning for these models."""
-        x = self.attn1(self.norm1(hidden_states)) + hidden_states
-        x = self.attn2(self.norm2(x), encoder_hidden_states=encoder_hidden_states) + x
-        if self._context.enabled:
-            x = self.attn_temporal(self.norm_temporal(x), self._context.frames) + x
-        return self.ff(self.norm3(x)) + x
-
-
-class VideoGroupNorm(nn.GroupNorm):
-    """Group norm with statistics of each frame (`frame`) or of all frames of a clip together (`joint`).
-
-    Takes over the parameters of an `nn.GroupNorm`. The 2022 model normalised 5-D tensors, which is `joint`.
-    """
-
-    def __init__(self, norm: nn.GroupNorm, mode: GroupNormMode, context: FrameContext) -> None:
-        super().__init__(norm.num_groups, norm.num_channels, norm.eps, affine=False)
-        self.weight, self.bias = norm.weight, norm.bias
-        self.mode = mode
-        self._context = context
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b f) c h w -> (b f) c h w."""
-        frames = self._context.frames
-        if self.mode == "frame" or frames == 1 or not self._context.enabled:
-            return super().forward(x)
-        n, c, h, w = x.shape
-        clip = x.view(n // frames, frames, c, h, w).transpose(1, 2)  # (b, c, f, h, w)
-        clip = F.group_norm(clip, self.num_groups, self.weight, self.bias, self.eps)
-        return clip.transpose(1, 2).reshape(n, c, h, w).contiguous(memory_format=memory_format(x))
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """Whether a picture batch lies in memory channels last or contiguous."""
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
+        # Turned once, before the projections, and back in one view: whoever adds the result turns it while adding.
+        x = x.view(b, frames, p, c).transpose(1, 2).reshape(b * p, frames, c)
+        query, key, value = (to(x).view(b * p, frames, self.heads, -1) for to in (self.to_q, self.to_k, self.to_v))
+        out = self.to_out[0](attention(query, key, value).reshape(b * p, frames, c))
+        return out.view(b, p, frames, c).transpose(1, 2).reshape(n, p, c)

@@ -27,6 +27,26 @@ def independent_noise(shape: Sequence[int], generator: torch.Generator) -> Tenso
     return torch.randn(*shape, generator=generator)
 
 
+def partly_shared_noise(shape: Sequence[int], alpha: float, generator: torch.Generator) -> Tensor:
+    """Noise (b, c, f, h, w) of variance 1 with a part that is the same in all frames of a clip: alpha squared times as
+    much of the variance as the part that is independent in each (Ge et al. 2023, PYoCo, 2305.10474, the mixed noise
+    model). alpha at least 0; 0 is independent noise."""
+    independent = independent_noise(shape, generator)
+    if not alpha:
+        return independent
+    b, c, _, h, w = shape
+    shared = torch.randn(b, c, 1, h, w, generator=generator)
+    return (independent + alpha * shared) / math.sqrt(1 + alpha * alpha)
+
+
+def clip_offset(shape: Sequence[int], amount: float, generator: torch.Generator) -> Tensor:
+    """What offset noise adds to noise of `shape` (b, c, f, h, w): a random value (b, c, 1, 1, 1) of standard deviation
+    `amount` for each clip and channel. (N. Guttenberg, "Diffusion with offset noise", 2023, has one a picture; one a
+    frame would teach flicker.)"""
+    b, c = shape[:2]
+    return amount * torch.randn(b, c, 1, 1, 1, generator=generator)
+
+
 def flowing_noise(shape: Sequence[int], velocity: Tensor, generator: torch.Generator) -> Tensor:
     """Noise (b, c, f, h, w) of which row r moves velocity[b, r] pixels per frame; velocity (b, h).
 

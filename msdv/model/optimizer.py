@@ -2,11 +2,16 @@
 be in the computer's memory instead of the graphics card's."""
 
 import math
+import weakref
+from collections import deque
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from msdv.model.host_memory import Copy, SideStream, empty_on_host, host_memory
 
 
 class MasterOptimizer:
@@ -33,8 +38,30 @@ class MasterOptimizer:
         self._parameters = dict(parameters)
         first = next(iter(self._parameters.values()))
         home = torch.device("cpu") if on_host else first.device
+        self._on_host = on_host
+        with self._at_home():
+            self._start(home, ema)
+        groups = self._groups(lr, conv_lr, weight_decay)
+        # Fused: one kernel for all weights; there is none for MPS.
+        self._adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=home.type in ("cpu", "cuda"))
+        self.scaler = torch.amp.GradScaler(home.type, enabled=loss_scaling)
+        # Its first call decides where the scale lives: beside the masters. Elsewhere, the step would read it from a
+        # copy that may not have arrived yet.
+        self.scaler.scale(torch.zeros((), device=home))
+        self._side = SideStream()
+        self._staging: dict[str, Tensor] = {}
+        self._arriving: deque[tuple[str, Copy]] = deque()
+        self._in_backward = False
+        for key, parameter in self._parameters.items():
+            _call_when_made(parameter, key, self)
+
+    def _at_home(self) -> AbstractContextManager[None]:
+        """Around everything that allocates for the optimizer."""
+        return host_memory() if self._on_host else nullcontext()
+
+    def _start(self, home: torch.device, ema: float) -> None:
         self.masters: dict[str, nn.Parameter] = {}
-        for key, parameter in parameters.items():
+        for key, parameter in self._parameters.items():
             value = parameter.detach().to(home, torch.float32, copy=True)
             self.masters[key] = nn.Parameter(_add_identity(key, value, -1))
         self.gradients = torch.zeros(sum(p.numel() for p in self.masters.values()), device=home)
@@ -45,13 +72,6 @@ class MasterOptimizer:
         self._decay = ema
         self._average = {k: m.detach().clone() for k, m in self.masters.items()} if ema else {}
         self._updates = 0
-        groups = self._groups(lr, conv_lr, weight_decay)
-        # Fused: one kernel for all weights; there is none for MPS.
-        self._adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=home.type in ("cpu", "cuda"))
-        self.scaler = torch.amp.GradScaler(home.type, enabled=loss_scaling)
-        # Its first call decides where the scale lives: beside the masters. Elsewhere, the step would read it from a
-        # copy that may not have arrived yet.
-        self.scaler.scale(torch.zeros((), device=home))
 
     def _groups(self, lr: float, conv_lr: float, weight_decay: float) -> list[dict[str, Any]]:
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -65,16 +85,58 @@ class MasterOptimizer:
         ]
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of `loss`, added to those since the last step."""
-        self.scaler.scale(loss).backward()
-        for key, parameter in self._parameters.items():
-            if parameter.grad is not None:
-                self.masters[key].grad += parameter.grad.to(self.gradients.device, torch.float32)  # type: ignore[operator]
-                parameter.grad = None
+        """Gradients of `loss`, added to those since the last step. Each leaves the model as soon as it is made."""
+        self._in_backward = True
+        try:
+            self.scaler.scale(loss).backward()
+        finally:
+            self._in_backward = False
+        self._side.wait()
+        self._add_arrived(wait=True)
+
+    @torch.no_grad()
+    def _take_gradient(self, key: str) -> None:
+        parameter = self._parameters[key]
+        gradient = parameter.grad
+        if gradient is None or not self._in_backward:
+            return
+        parameter.grad = None
+        if self._is_home(gradient):
+            self.masters[key].grad += gradient  # type: ignore[operator]
+            return
+        if key not in self._staging:
+            self._staging[key] = empty_on_host(gradient)
+        self._arriving.append((key, self._side.send(gradient, self._staging[key])))
+        self._add_arrived()
+
+    def _is_home(self, gradient: Tensor) -> bool:
+        return gradient.device == self.gradients.device
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients since the last step, those of a backward pass that failed included."""
+        self._side.wait()
+        self._add_arrived(wait=True)
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        self.gradients.zero_()
+
+    def _add_arrived(self, wait: bool = False) -> None:
+        while self._arriving:
+            key, copy = self._arriving[0]
+            if wait:
+                copy.finish()
+            elif not copy.is_done():
+                return
+            self._arriving.popleft()
+            self.masters[key].grad += self._staging[key]  # type: ignore[operator]
 
     def step(self, lr: float, max_grad_norm: float) -> float:
         """One AdamW step at learning rate `lr` with the gradients so far, whose norm is returned. Where it is not
         finite nothing changes, but that the loss scale of float16 is lowered."""
+        with self._at_home():
+            return self._step(lr, max_grad_norm)
+
+    def _step(self, lr: float, max_grad_norm: float) -> float:
         for group in self._adamw.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.scaler.unscale_(self._adamw)
@@ -98,7 +160,9 @@ class MasterOptimizer:
     def _publish(self, masters: Mapping[str, Tensor]) -> None:
         """Copy masters into the model, in its precision."""
         for key, parameter in self._parameters.items():
-            parameter.copy_(_add_identity(key, masters[key].to(torch.float32, copy=True), 1))
+            with self._at_home():
+                weight = _add_identity(key, masters[key].to(torch.float32, copy=True), 1)
+            parameter.copy_(weight)
 
     def use_average(self, on: bool) -> None:
         """Put the averaged weights into the model, or the current ones back. Without averaging nothing changes."""
@@ -132,6 +196,18 @@ class MasterOptimizer:
         self._adamw.load_state_dict(state["adamw"])
         self.scaler.load_state_dict(state["scaler"])
         self._publish(self.masters)
+
+
+def _call_when_made(parameter: nn.Parameter, key: str, optimizer: MasterOptimizer) -> None:
+    """Hand over each gradient of `parameter` as soon as it is made."""
+    # The hook outlives the optimizer, which another one may replace.
+    owner = weakref.ref(optimizer)
+
+    def on_gradient(_: Tensor) -> None:
+        if (alive := owner()) is not None:
+            alive._take_gradient(key)
+
+    parameter.register_post_accumulate_grad_hook(on_gradient)
 
 
 def _add_identity(key: str, weight: Tensor, factor: int) -> Tensor:

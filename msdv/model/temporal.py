@@ -13,6 +13,9 @@ from msdv.model.base import Base
 from msdv.model.inflate import VideoUNet, inflate
 from msdv.weights import TemporalMetadata, load_temporal
 
+ZERO_SNR = "rescale_betas_zero_snr"
+"""The part of a noise schedule that training may change: see --zero-terminal-snr."""
+
 
 def build_video_unet(
     base: Base,
@@ -48,6 +51,16 @@ def build_video_unet(
     return model, metadata
 
 
+def noise_schedule(base: Base, metadata: TemporalMetadata | None) -> dict[str, Any]:
+    """The configuration of a diffusers scheduler to sample with: the image model's, with what training changed."""
+    if metadata is None:
+        return dict(base.scheduler_config)
+    schedule = {**base.scheduler_config, **metadata.scheduler}
+    if ZERO_SNR not in metadata.scheduler:  # the image model had none of it when the weights were trained
+        schedule.pop(ZERO_SNR, None)
+    return schedule
+
+
 def check_match(base: Base, metadata: TemporalMetadata, source: Path) -> None:
     """Raise MsdvError if temporal weights were trained on another image model than `base`."""
     assert base.unet_hash is not None
@@ -62,7 +75,7 @@ def check_match(base: Base, metadata: TemporalMetadata, source: Path) -> None:
             f"pass --base {metadata.base}, or other weights"
         )
     for key, value in metadata.scheduler.items():
-        if key in base.scheduler_config and base.scheduler_config[key] != value:
+        if key != ZERO_SNR and key in base.scheduler_config and base.scheduler_config[key] != value:
             raise MsdvError(
                 f"{source} was trained on a noise schedule with {key} {value}, {base.name} has "
                 f"{base.scheduler_config[key]}: pass --base {metadata.base}, or other weights"

@@ -1,5 +1,6 @@
 """Every recipe that ships is one that the commands take, and the smallest really runs."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,17 @@ def test_every_section_resolves(path: Path, section: str) -> None:
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: path.name)
 def test_every_recipe_is_listed(path: Path) -> None:
     assert path.name in (RECIPES / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("timelapse-*gb.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_the_planner_confirms_what_names_a_card(path: Path, command: str, capsys: Any) -> None:
+    """Neither weights nor network nor card: only configurations."""
+    assert run([command, "--config", str(path), "--plan", "--json"]) == 0, capsys.readouterr().err
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] is True
+    assert plan["peak_bytes"] <= int(path.stem.removeprefix("timelapse-").removesuffix("gb")) * 2**30
 
 
 def test_smoke_runs_from_videos_to_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

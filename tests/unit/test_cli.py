@@ -65,6 +65,9 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
             setattr(module, "prepare" if command == "prep" else command, call)
             module.evaluate = call
             monkeypatch.setitem(sys.modules, name, module)
+        planning: Any = types.ModuleType("msdv.planning")
+        planning.plan_training = planning.plan_sample = call
+        monkeypatch.setitem(sys.modules, "msdv.planning", planning)
         return configs
 
     return put
@@ -122,7 +125,7 @@ def test_every_field_can_be_given_as_an_option(command: str, name: str, flag: st
     configs = stage()
     setting = next(s for s in settings(CONFIGS[command]) if s.name == name)
     typed, meant = _a_value(name, setting.kind, setting.choices)
-    extra = ["--evaluate"] if name == "json_output" else []
+    extra = ["--plan"] if name == "json_output" else []
     code, _, err = told(capsys, *COMMAND_LINES[command], flag, *filter(None, [typed]), *extra)
     assert (code, err) == (0, [])
     assert getattr(configs[0], name) == meant
@@ -179,7 +182,10 @@ def test_version(capsys: Any) -> None:
             "msdv train: --size 100: must be a multiple of 8 (the image model works on 8x8 blocks): 96 would do",
         ),
         (["train", "--fp16", "--bf16"], "msdv train: --fp16 and --bf16 exclude each other: choose one"),
-        (["train", "--json"], "msdv train: --json prints the result of --evaluate: give both, or neither"),
+        (
+            ["train", "--json"],
+            "msdv train: --json prints the result of --plan or --evaluate: give one of them too, or leave it out",
+        ),
         (["train", "--config", "no.toml"], "msdv train: no.toml: no such file"),
         (["sample"], f"msdv sample: PROMPT and -o are missing: {COMMANDS['sample'].example}"),
         (

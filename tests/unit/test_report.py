@@ -1,3 +1,4 @@
+import base64
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -30,16 +31,20 @@ class Reader(HTMLParser):
         self.text += data
 
 
+def held_out(on: float) -> dict[str, object]:
+    return {"on": on, "off": 1.0, "noise": "flow", "clips": 2, "levels": 4, "gain": 1 - on}
+
+
 @pytest.mark.parametrize("steps", [0, 1, 3, 2000])
 def test_the_page_is_whole_at_every_length(tmp_path: Path, steps: int) -> None:
     run = Run(tmp_path / "run <1>")
     (run.folder / "samples").mkdir(parents=True)
     for step in range(1, steps + 1):
-        run.log(step=step, loss=1 / step, lr=1e-4)
+        run.log(step=step, loss=1 / step, lr=1e-4, seconds=0.5, memory_gib=2.5)
     if steps > 1:
-        held = {"on": 0.5, "off": 1.0, "noise": "flow", "clips": 2, "levels": 4, "gain": 0.5}
-        run.log(step=steps, held_out=held)
-        run.sample(steps).write_bytes(b"")
+        run.log(step=1, held_out=held_out(0.9))
+        run.log(step=steps, held_out=held_out(0.5))
+        run.sample(steps).write_bytes(b"GIF89a picture")
     write_report(run, TrainConfig(steps=4000))
     page = run.report.read_text(encoding="utf-8")
     reader = Reader()
@@ -48,18 +53,37 @@ def test_the_page_is_whole_at_every_length(tmp_path: Path, steps: int) -> None:
     assert f"{steps} of 4000 steps" in reader.text
     assert "msdv run run <1>" in reader.text
     assert "nan" not in page
+    assert "http" not in page
     if steps > 1:
-        assert reader.images == [f"samples/step-{steps:06d}.gif"]
+        assert reader.images == ["data:image/gif;base64," + base64.b64encode(b"GIF89a picture").decode()]
         assert "50.0%" in reader.text
-        assert page.count("<polyline") == 2
+        assert page.count("<polyline") == 7  # loss and its mean, held out on and off, rate, seconds, memory
+        assert "0.5 seconds a step" in reader.text
+        assert "2.5 GiB at most" in reader.text
     else:
         assert "Not enough steps yet" in reader.text
-        assert "No clips were held out" in reader.text
+        assert "nothing was held out" in reader.text
 
 
-def test_steps_that_overflowed_leave_a_gap(tmp_path: Path) -> None:
+def test_samples_are_spread_over_time_and_large_ones_stay_outside(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    (tmp_path / "samples").mkdir()
+    for step in range(1, 41):
+        run.sample(step).write_bytes(b"GIF" + bytes(30 * 2**20 if step == 40 else 10))
+    write_report(run, TrainConfig())
+    reader = Reader()
+    reader.feed(run.report.read_text(encoding="utf-8"))
+    assert len(reader.images) == 12
+    assert reader.images[0] == "samples/step-000040.gif"
+    assert all(str(source).startswith("data:image/gif;base64,") for source in reader.images[1:])
+    assert reader.text.index("step-000040") < reader.text.index("step-000022") < reader.text.index("step-000001")
+
+
+def test_steps_that_overflowed_leave_a_gap_and_are_counted(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for step, loss in enumerate((0.5, None, 0.4), start=1):
         run.log(step=step, loss=loss)
     write_report(run, TrainConfig())
-    assert "<polyline" in run.report.read_text(encoding="utf-8")
+    page = run.report.read_text(encoding="utf-8")
+    assert "<polyline" in page
+    assert "1 without a finite loss" in page

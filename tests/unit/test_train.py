@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,23 +17,7 @@ from msdv.errors import MsdvError, UsageError
 from msdv.run import Run
 from msdv.train import evaluate, train
 from msdv.weights import load_temporal
-
-
-def settings(base: Path, data: Path, out: Path, **changes: object) -> TrainConfig:
-    values = {
-        "base": str(base),
-        "data": data,
-        "out": out,
-        "frames": 4,
-        "size": 32,
-        "steps": 6,
-        "checkpoint_every": 3,
-        "sample_every": 0,
-        "lr": 1e-2,
-        "device": "cpu",
-        **changes,
-    }
-    return TrainConfig.model_validate(values)
+from tests.runs import settings
 
 
 def test_a_run_folder_has_all_that_was_promised(tiny_base: Path, sky_frames: Path, tmp_path: Path) -> None:
@@ -46,7 +31,8 @@ def test_a_run_folder_has_all_that_was_promised(tiny_base: Path, sky_frames: Pat
     assert len(losses) == 6
     assert any((tmp_path / "run" / "tensorboard").iterdir())
     page = run.report.read_text()
-    assert "samples/step-000006.gif" in page
+    assert page.count("data:image/gif;base64,") == 2
+    assert "step-000006" in page
     assert "<svg" in page
     _, metadata = load_temporal(run.weights)
     assert (metadata.steps, metadata.frames, metadata.size, metadata.group_norm) == (6, 4, 32, "frame")
@@ -170,8 +156,6 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 
 def test_held_out_clips_stay_held_out_when_clips_are_added(tiny_base: Path, sky_frames: Path, tmp_path: Path) -> None:
-    import shutil
-
     data = tmp_path / "frames"
     shutil.copytree(sky_frames, data)
     run = train(settings(tiny_base, data, tmp_path / "run", steps=1)).run
@@ -184,8 +168,6 @@ def test_held_out_clips_stay_held_out_when_clips_are_added(tiny_base: Path, sky_
 
 
 def test_another_image_model_in_the_same_place_is_noticed(sky_frames: Path, tmp_path: Path) -> None:
-    import shutil
-
     from tests.tiny import save_folder, tiny_pipeline
 
     save_folder(tmp_path / "base", tiny_pipeline(seed=1))
@@ -250,39 +232,44 @@ def test_an_existing_run_is_not_overwritten(tiny_base: Path, sky_frames: Path, t
         train(settings(tiny_base, sky_frames, tmp_path / "file", overwrite=True))
 
 
-def test_a_loss_that_is_not_finite_stops_with_advice(
-    tiny_base: Path, sky_frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import msdv.train
-
-    real = msdv.train.predict
-    calls: list[int] = []
-
-    def breaks(*args: object) -> torch.Tensor:
-        calls.append(1)
-        return real(*args) * (float("nan") if len(calls) == 5 else 1.0)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(msdv.train, "predict", breaks)
-    with pytest.raises(MsdvError, match=r"loss of step 5 is nan: try --lr 0.003.*weights are those of step 3"):
-        train(settings(tiny_base, sky_frames, tmp_path / "run"))
-    assert load_temporal(Run(tmp_path / "run").weights)[1].steps == 3
-
-
-def test_processes_average_their_gradients_and_one_of_them_writes(
+def test_processes_do_what_one_does_in_more_passes_and_resume_exactly(
     tiny_base: Path, sky_frames: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "msdv"]
-    command += ["train", "--base", str(tiny_base), "--data", str(sky_frames), "--out", "run", "--frames", "4"]
-    command += ["--size", "32", "--steps", "3", "--sample-every", "0", "--holdout", "0"]
-    environment = {key: value for key, value in os.environ.items() if key != "ACCELERATE_USE_CPU"}
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300, env=environment)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "msdv"]
+    command = ["train", "--base", str(tiny_base), "--data", str(sky_frames), "--out", "run", "--frames", "4"]
+    command += ["--size", "32", "--steps", "4", "--checkpoint-every", "2", "--sample-every", "0", "--holdout", "0"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+
+    def start(arguments: list[str]) -> str:
+        done = subprocess.run(
+            launch + arguments, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=300, env=environment
+        )
+        return done.stderr
+
+    start(command)
     together = Run(tmp_path / "run")
-    assert [row["step"] for row in together.read_log()] == [1, 2, 3]
-    alone = train(settings(tiny_base, sky_frames, tmp_path / "alone", steps=3, grad_accum=2, holdout=0, lr=1e-4)).run
-    state, expected = load_file(together.weights), load_file(alone.weights)
-    for key in expected:  # two processes see what one sees in two passes
-        torch.testing.assert_close(state[key], expected[key], atol=2e-3, rtol=1e-2)
-    assert together.read_log()[0]["loss"] == pytest.approx(alone.read_log()[0]["loss"], rel=1e-4)
+    assert [row["step"] for row in together.read_log()] == [1, 2, 3, 4]
+    expected, logged = together.weights.read_bytes(), [row["loss"] for row in together.read_log()]
+    shutil.rmtree(together.checkpoint(4))
+    said = start(["train", "--resume", "run"])
+    assert said.count("from step 2") == 1  # the first process speaks
+    assert together.weights.read_bytes() == expected
+    assert [row["loss"] for row in together.read_log()] == logged
+    changes: dict[str, object] = {"steps": 4, "checkpoint_every": 2, "grad_accum": 2, "holdout": 0, "lr": 1e-4}
+    alone = train(settings(tiny_base, sky_frames, tmp_path / "alone", **changes)).run
+    for key, value in load_file(alone.weights).items():
+        torch.testing.assert_close(load_file(together.weights)[key], value, atol=2e-3, rtol=1e-2)
+    assert logged == pytest.approx([row["loss"] for row in alone.read_log()], rel=1e-4)
+
+
+def test_another_number_of_passes_is_said(
+    tiny_base: Path, sky_frames: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = train(settings(tiny_base, sky_frames, tmp_path / "run", steps=1)).run
+    train(TrainConfig(resume=str(run.folder), steps=2, grad_accum=3))
+    errors = capfd.readouterr().err
+    assert "going on with other settings: steps 1 -> 2, grad_accum 1 -> 3" in errors
+    assert "a step now takes 3 passes, not 1: from here on it sees other clips" in errors
 
 
 def test_evaluation_measures_and_writes_nothing(tiny_base: Path, sky_frames: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ METADATA = TemporalMetadata(
     scheduler={"beta_start": 0.00085, "beta_schedule": "scaled_linear"},
     noise="flow",
     motion=Motion(profile=(1.0, 0.5, 0.0), speed=0.01, share=0.9),
+    shared_noise=0.5,
     steps=1000,
 )
 STATE = {"conv_in.temporal_conv.weight": torch.randn(4, 4, 3), "conv_in.temporal_conv.bias": torch.zeros(4)}
@@ -41,6 +42,16 @@ def test_the_header_is_text_that_others_can_read(tmp_path: Path) -> None:
     assert (header["arch"], header["group_norm"], header["base"]) == ("pseudo3d", "frame", "owner/model")
     assert (header["frames"], header["size"], header["fps"], header["steps"]) == ("25", "512", "5.0", "1000")
     assert header["tool"].startswith("msdv ")
+
+
+def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
+    named = METADATA.model_copy(update={"base": 'C:\\models\\"Wolken über Köln"\n'})
+    for number in range(5):
+        save_temporal(tmp_path / f"{number}.safetensors", STATE, named)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    state, metadata = load_temporal(tmp_path / "0.safetensors")
+    assert metadata == named
+    assert torch.equal(state["conv_in.temporal_conv.weight"], STATE["conv_in.temporal_conv.weight"].half())
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from msdv.data.batches import ClipBatches, generator_for, hold_out
+from msdv.data.batches import ClipBatches, generator_for, hold_out, with_videos_of
 from msdv.data.cache import LatentCache, TextCache, mirror_caption
 from msdv.data.clips import Clip, find_clips
 
@@ -53,7 +53,12 @@ def test_streams_of_different_keys_differ() -> None:
 
 
 def clips(count: int) -> list[Clip]:
-    return [Clip(f"{i}.mp4", (), "", 5.0) for i in range(count)]
+    return [Clip(f"{i}.mp4", (), "", 5.0, f"{i}.mp4") for i in range(count)]
+
+
+def scenes(**videos: int) -> list[Clip]:
+    names = [(v, f"{v}.mp4" if n == 1 else f"{v}.mp4#{n}") for v, count in videos.items() for n in range(1, count + 1)]
+    return [Clip(name, (), "", 5.0, f"videos/{video}.mp4") for video, name in names]
 
 
 @pytest.mark.parametrize(("count", "share", "held"), [(4, 0.05, 0), (5, 0.05, 1), (100, 0.05, 5), (100, 0.0, 0)])
@@ -69,3 +74,33 @@ def test_held_out_clips_stay_the_same_when_clips_are_added() -> None:
     ranked_first = {c.name for c in hold_out(clips(60), 0.5)[1]}
     assert many <= ranked_first
     assert few & ranked_first
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
+def test_clips_of_one_video_are_on_the_same_side(share: float) -> None:
+    for videos in ({"a": 3, "b": 3, "c": 2, "d": 1}, {"a": 40, "b": 3}, {"a": 1, "b": 1, "c": 1, "d": 1, "e": 30}):
+        training, held_out = hold_out(scenes(**videos), share)
+        assert training
+        assert held_out
+        assert not {c.source for c in training} & {c.source for c in held_out}
+
+
+def test_scenes_of_one_video_alone_can_not_be_held_out() -> None:
+    assert hold_out(scenes(a=12), 0.2)[1] == []
+
+
+def test_about_the_wanted_share_is_held_out_of_videos_of_many_scenes() -> None:
+    assert len(hold_out(scenes(**{f"v{i}": 5 for i in range(40)}), 0.1)[1]) == 20
+    assert {c.source for c in hold_out(scenes(a=50, b=3), 0.05)[1]} == {"videos/b.mp4"}
+
+
+def test_a_scene_that_is_added_goes_to_the_side_of_its_video() -> None:
+    training, held_out = with_videos_of(scenes(a=3, b=2), {"a.mp4#2"})
+    assert [c.name for c in held_out] == ["a.mp4", "a.mp4#2", "a.mp4#3"]
+    assert [c.name for c in training] == ["b.mp4", "b.mp4#2"]
+
+
+def test_the_names_of_a_batch_are_those_of_its_clips(batches: ClipBatches) -> None:
+    for number in range(4):
+        speeds = batches.batch(number).row_velocity[:, 0].abs()
+        assert batches.names(number) == [f"clip {int(speed) - 1}.mp4" for speed in speeds]

@@ -35,6 +35,19 @@ def test_captions_come_from_the_manifest(tmp_path: Path) -> None:
     assert (clips[0].caption, clips[0].fps) == ("a sea", 8.0)
 
 
+def test_scenes_know_their_video(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.mp4#2", "a.mp4#13", "b.mp4#2", "old.mp4", "old.mp4#3", "take #1"):
+        make_clip(tmp_path, name, 3)
+    rows = [{"clip": "a.mp4", "source": "x/a.mp4"}, {"clip": "a.mp4#2", "source": "x/a.mp4"}]
+    rows += [{"clip": "b.mp4#2", "source": "y/b.mp4"}]  # its first scene was left out
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = {clip.name: clip.source for clip in find_clips(tmp_path, 2)[0]}
+    assert sources["a.mp4"] == sources["a.mp4#2"] == sources["a.mp4#13"] == "x/a.mp4"
+    assert sources["b.mp4#2"] == "y/b.mp4"
+    assert sources["old.mp4"] == sources["old.mp4#3"] == "old.mp4"
+    assert sources["take #1"] == "take #1"
+
+
 def test_short_clips_are_left_out_and_named(tmp_path: Path) -> None:
     make_clip(tmp_path, "long.mp4", 6)
     make_clip(tmp_path, "short.mp4", 2)

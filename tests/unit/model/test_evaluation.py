@@ -1,6 +1,9 @@
+import itertools
+
 import pytest
 import torch
 
+from msdv.errors import MsdvError
 from msdv.model.diffusion import TrainingSchedule
 from msdv.model.evaluation import HeldOutLoss, held_out_loss
 from msdv.model.inflate import inflate
@@ -11,7 +14,11 @@ def items(count: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     shape = (1, 4, 3, 8, 8)
     return [
-        (torch.randn(shape, generator=generator), torch.randn(1, 5, 32), torch.randn(shape, generator=generator))
+        (
+            torch.randn(shape, generator=generator),
+            torch.randn(1, 5, 32, generator=generator),
+            torch.randn(shape, generator=generator),
+        )
         for _ in range(count)
     ]
 
@@ -29,6 +36,36 @@ def test_untrained_layers_change_nothing_and_ruined_ones_are_seen() -> None:
     assert ruined.gain < 0
     known = held_out_loss(model, schedule, iter(clips), levels=4, noise_kind="independent", known_off=result.off)
     assert known == ruined
+
+
+def test_a_loss_that_is_not_finite_is_no_result() -> None:
+    model, schedule = inflate(tiny_unet()), TrainingSchedule(SCHEDULER)
+    with torch.no_grad():
+        model.unet.conv_out.temporal_conv.bias.fill_(float("nan"))
+    with pytest.raises(MsdvError, match="held-out clips is not finite with the temporal layers: try --bf16"):
+        held_out_loss(model, schedule, iter(items(1)), levels=1, noise_kind="independent")
+
+
+def test_the_same_noise_levels_are_looked_at_each_time_and_cover_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, schedule = inflate(tiny_unet()), TrainingSchedule(SCHEDULER)
+    seen: list[list[int]] = []
+    real = schedule.add_noise
+
+    def watched(latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        seen[-1] += timesteps.tolist()
+        return real(latents, noise, timesteps)
+
+    monkeypatch.setattr(schedule, "add_noise", watched)
+    state = torch.random.get_rng_state()
+    for _ in range(2):
+        seen.append([])
+        held_out_loss(model, schedule, iter(items(4)), levels=2, noise_kind="independent")
+    assert seen[0] == seen[1]
+    for number in range(4):  # of each clip, one in each half
+        low, high = seen[0][2 * number : 2 * number + 2]
+        assert 0 <= low < 500 <= high < 1000
+    assert max(b - a for a, b in itertools.pairwise(sorted([0, *seen[0], 1000]))) < 300
+    assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_the_result_in_words_and_numbers() -> None:

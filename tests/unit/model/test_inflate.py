@@ -143,7 +143,7 @@ def test_a_unet_of_another_family_is_refused() -> None:
         attention_head_dim=8,
         only_cross_attention=True,
     )
-    with pytest.raises(MsdvError, match="not a transformer block of Stable Diffusion"):
+    with pytest.raises(MsdvError, match="not as in Stable Diffusion"):
         inflate(unet)
 
 

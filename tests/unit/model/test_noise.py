@@ -6,11 +6,13 @@ import torch
 from msdv.data.synthetic import render, sample_sky
 from msdv.model.noise import (
     CELL,
+    clip_offset,
     estimate_row_velocity,
     flowing_noise,
     independent_noise,
     mixed_noise,
     motion_of,
+    partly_shared_noise,
     velocity_for,
 )
 from msdv.weights import Motion
@@ -53,6 +55,29 @@ def test_mixed_noise_has_variance_one_at_every_share() -> None:
     # The offset is rounded to pixels: 2 of 8, not 1.5.
     assert ((between - expected).split(100)[2].mean().abs() < 0.1).item()
     assert (between[:100].mean().abs() < 0.02).item()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 3.0])
+def test_partly_shared_noise_has_variance_one_and_a_part_in_common(alpha: float) -> None:
+    noise = partly_shared_noise((400, 4, 3, 8, 8), alpha, generator())
+    assert abs(noise.var().item() - 1) < 0.02
+    assert abs(noise.mean().item()) < 0.02
+    between = (noise[:, :, 0] * noise[:, :, 2]).mean().item()
+    assert between == pytest.approx(alpha**2 / (1 + alpha**2), abs=0.02)
+    across = (noise * noise.roll(1, -1)).mean().item(), (noise[1:] * noise[:-1]).mean().item()
+    assert max(map(abs, across)) < 0.02
+
+
+def test_without_a_shared_part_the_noise_is_independent_noise() -> None:
+    shape = (1, 4, 3, 8, 8)
+    assert torch.equal(partly_shared_noise(shape, 0.0, generator(5)), independent_noise(shape, generator(5)))
+
+
+def test_offset_noise_is_one_value_a_clip_and_channel() -> None:
+    offset = clip_offset((3000, 4, 5, 8, 8), 0.1, generator())
+    assert offset.shape == (3000, 4, 1, 1, 1)
+    assert offset.std().item() == pytest.approx(0.1, rel=0.05)
+    assert abs(offset.mean().item()) < 0.005
 
 
 def test_noise_follows_from_the_generator_alone() -> None:

@@ -134,3 +134,30 @@ def test_a_restored_state_goes_on_as_if_it_had_not_stopped(tmp_path: object, ema
     for key in straight:
         assert torch.equal(straight[key], later[key])
         assert torch.equal(whole.weights()[key], second.weights()[key])
+
+
+def test_gradients_leave_the_model_as_they_are_made() -> None:
+    weights = parameters(torch.bfloat16)
+    mine = optimizer(weights, on_host=True)
+    left: list[int] = []
+    first = weights[CONV]
+    first.register_post_accumulate_grad_hook(lambda _: left.append(sum(p.grad is not None for p in weights.values())))
+    loss = loss_of(weights)
+    gradients = torch.autograd.grad(loss_of(weights), list(weights.values()))
+    mine.backward(loss)
+    assert left == [0]
+    for key, gradient in zip(weights, gradients, strict=True):
+        assert torch.equal(mine.masters[key].grad, gradient.float())  # type: ignore[arg-type]
+    loss_of(weights).backward()  # someone else's
+    assert all(p.grad is not None for p in weights.values())
+
+
+def test_an_optimizer_that_was_replaced_takes_no_gradients() -> None:
+    weights = parameters()
+    optimizer(weights)
+    mine = optimizer(weights)
+    mine.backward(loss_of(weights))
+    assert mine.gradients.abs().max() > 0
+    mine.drop_gradients()
+    assert mine.gradients.abs().max() == 0
+    assert all(p.grad is None for p in weights.values())

@@ -1,0 +1,343 @@
+"""Predicts the memory that training and sampling take: their own code is run on tensors that have shapes and no memory.
+
+A rehearsal goes through the stages of a command in the command's order: encode frames and texts, optimizer steps, a
+sample. It needs neither weights nor a graphics card, and takes seconds at any size.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import mse_loss
+from torch.utils.hooks import RemovableHandle
+
+from msdv.config import GroupNormMode
+from msdv.model.base import Base
+from msdv.model.build import network_config, quiet
+from msdv.model.diffusion import denoise, make_scheduler, predict
+from msdv.model.inflate import VideoUNet, inflate
+from msdv.model.known import Architecture
+from msdv.model.ledger import CARD, HOST, KEPT, Ledger, Peak, Work, card_kernels
+from msdv.model.optimizer import MasterOptimizer
+from msdv.model.parts import SamplingDefaults
+from msdv.model.savings import Savings, UnitCost, cheapest_first, unit_costs
+
+CARD_CONTEXT = 500 * 2**20
+"""Bytes that CUDA, its libraries and their workspaces take beside all tensors. An allowance, not predicted."""
+PROGRAM = 900 * 2**20
+"""The same in the computer's memory: Python and the libraries."""
+FRAGMENTATION = 0.05
+"""Share of the tensors' bytes that torch's allocator holds besides on a card, in gaps. An allowance, not predicted."""
+
+UNET, TEMPORAL, GRADIENTS = "frozen UNet weights", "temporal weights", "gradients of the temporal weights"
+OPTIMIZER, OTHERS, DATA = "optimizer", "text encoder and autoencoder", "latents, noise and texts"
+RESULT = "pictures"
+CARD_ALLOWANCE, PROGRAM_ALLOWANCE = "CUDA", "program"
+FIXED = (UNET, TEMPORAL, GRADIENTS, OPTIMIZER, OTHERS, CARD_ALLOWANCE, PROGRAM_ALLOWANCE)
+"""What does not grow with the number of frames."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained or sampled."""
+
+    architecture: Architecture
+    frames: int
+    height: int
+    width: int
+    dtype: torch.dtype = torch.float32
+    card: bool = True
+    """On a graphics card with memory of its own; else on the processor."""
+    batch_size: int = 1
+    group_norm: GroupNormMode = "frame"
+    ema: float = 0.0
+    guidance: float = 7.5
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return CARD if self.card else HOST
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a stage of a command takes."""
+
+    stage: str
+    device: Peak
+    """On the card, or on the processor where there is none."""
+    host: Peak
+    """In the computer's memory beside a card; else empty."""
+    work: Work = field(default_factory=Work)
+    """Of one optimizer step or one denoising step."""
+
+
+class Rehearsal:
+    """A job on fake tensors. Its stages can be gone through in any order, with other savings each time."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._ledger = Ledger(host_beside=job.card)
+        self._optimizer: tuple[bool, MasterOptimizer] | None = None
+        self._hooks: list[RemovableHandle] = []
+        architecture = job.architecture
+        # On torch's own meta device nothing is drawn and copied; fake tensors take the place of its tensors afterwards.
+        with quiet(), torch.device("meta"):
+            unet = UNet2DConditionModel(**network_config(UNet2DConditionModel, architecture.unet))
+            self._model = inflate(unet, job.group_norm, channels_last=not job.card)
+        with self._fake:
+            materialize(self._model, job.device, job.dtype)
+
+    @contextmanager
+    def _from_scratch(self) -> Iterator[None]:
+        """Inside it, what was there before is not counted."""
+        before, self._ledger = self._ledger, Ledger(host_beside=self.job.card)
+        try:
+            yield
+        finally:
+            self._ledger = before
+
+    @contextmanager
+    def _counting(self) -> Iterator[Ledger]:
+        with ExitStack() as stack:
+            for context in (quiet(), self._fake, card_kernels(), self._ledger):
+                stack.enter_context(context)
+            self._ledger.work = Work()
+            yield self._ledger
+
+    def _footprint(self, stage: str, since: int) -> Footprint:
+        host = self._ledger.peak("cpu", since) if self.job.card else Peak()
+        return Footprint(stage, self._ledger.peak(self.job.device.type, since), host, self._ledger.work)
+
+    def _prepare_model(self, savings: Savings) -> VideoUNet:
+        model = self._model
+        model.save_memory(savings)
+        temporal = model.temporal_parameters()
+        self._ledger.label((p for p in model.parameters() if not p.requires_grad), UNET)
+        self._ledger.label(temporal.values(), TEMPORAL)
+        return model
+
+    def _others(self, text: bool) -> list[Any]:
+        """The autoencoder, and the text encoder if wanted, in that order."""
+        architecture = self.job.architecture
+        with quiet(), torch.device("meta"):
+            modules = [AutoencoderKL(**network_config(AutoencoderKL, architecture.vae))]
+            if text:
+                from transformers import CLIPTextConfig, CLIPTextModel
+
+                modules.append(CLIPTextModel(CLIPTextConfig.from_dict(architecture.text_encoder)))
+        with self._fake:
+            for module in modules:
+                materialize(module.requires_grad_(False).eval(), self.job.device, self.job.dtype)
+        for module in modules:
+            self._ledger.label((*module.parameters(), *module.buffers()), OTHERS)
+        return modules
+
+    def _base(self, vae: AutoencoderKL) -> Base:
+        """As much of a base model as encoding and decoding frames look at."""
+        job = self.job
+        return Base(
+            name=job.architecture.name,
+            unet=None,
+            vae=vae,
+            text_encoder=None,
+            tokenizer=None,
+            scheduler_config={},
+            sampling=SamplingDefaults(),
+            temporal=None,
+            group_norm=None,
+            device=job.device,
+            dtype=job.dtype,
+            unet_config=job.architecture.unet,
+            vae_config=job.architecture.vae,
+        )
+
+    def _inputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Latents, text, and the condition of an inpainting model, on the device."""
+        job, unet = self.job, self.job.architecture.unet
+        cell, channels = job.architecture.cell, unet.get("in_channels", 4)
+        shape = (job.frames, job.height // cell, job.width // cell)
+        latents = torch.zeros(job.batch_size, 4, *shape, device=job.device)
+        text = torch.zeros(job.batch_size, 77, unet.get("cross_attention_dim", 1280), device=job.device)
+        condition = None
+        if channels > 4:
+            condition = torch.zeros(1, channels - 4, *shape, device=job.device).expand(job.batch_size, -1, -1, -1, -1)
+        self._ledger.label([t for t in (latents, text, condition) if t is not None], DATA)
+        return latents, text, condition
+
+    def encode(self) -> Footprint:
+        """Frames and a text to what is cached, beside the UNet, as loading an image model leaves it."""
+        job = self.job
+        with self._from_scratch():
+            vae, text = self._others(text=True)
+            with self._fake:
+                self._model.save_memory(Savings())
+            self._ledger.label((p for p in self._model.parameters() if not p.requires_grad), UNET)
+            with self._counting(), torch.no_grad():
+                pictures = torch.zeros(min(8, job.frames), 3, job.height, job.width)
+                self._base(vae).encode_frames(pictures).to(HOST)
+                self._encode_text(text)
+                return self._footprint("encoding frames and texts", 0)
+
+    def _encode_text(self, text: Any) -> None:
+        text(torch.zeros(1, text.config.max_position_embeddings, dtype=torch.long, device=self.job.device))
+
+    def train(self, savings: Savings, *, offload_optim: bool = False) -> Footprint:
+        """An optimizer step that is not the first."""
+        with self._counting() as ledger:
+            model = self._prepare_model(savings)
+            optimizer = self._prepare_optimizer(offload_optim)
+            since, ledger.work = ledger.now, Work()
+            batch = self._inputs()
+            train_step(model, optimizer, *batch, after_forward=lambda: ledger.label_alive(KEPT))
+            del batch
+            return self._footprint("training step", since)
+
+    def _prepare_optimizer(self, offload_optim: bool) -> MasterOptimizer:
+        if self._optimizer is None or self._optimizer[0] != offload_optim:
+            self._forget_optimizer()
+            job, temporal = self.job, self._model.temporal_parameters()
+            self._hooks = [p.register_post_accumulate_grad_hook(self._label_gradient) for p in temporal.values()]
+            optimizer = MasterOptimizer(
+                temporal,
+                lr=1e-4,
+                conv_lr=0.25,
+                weight_decay=0.01,
+                ema=job.ema,
+                on_host=offload_optim,
+                loss_scaling=job.dtype == torch.float16,
+            )
+            optimizer.step(1e-4, 1.0)  # the first one makes the moments
+            self._ledger.label_alive(OPTIMIZER)
+            self._optimizer = offload_optim, optimizer
+        return self._optimizer[1]
+
+    def _label_gradient(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self._ledger.label([parameter.grad], GRADIENTS)
+
+    def _forget_optimizer(self) -> None:
+        self._optimizer = None
+        for hook in self._hooks:
+            hook.remove()
+
+    def training_sample(self, savings: Savings, *, offload_optim: bool = False) -> list[Footprint]:
+        """A sample gif of a training: model and optimizer stay, the autoencoder comes when it is needed."""
+        with self._counting():
+            self._prepare_optimizer(offload_optim)
+        denoising, latents = self._denoise(savings)
+        (vae,) = self._others(text=False)
+        return [denoising, self._decode("decoding a sample", vae, latents)]
+
+    def sample(self, savings: Savings) -> list[Footprint]:
+        """`msdv sample`: texts, denoising beside the autoencoder, decoding without the UNet."""
+        with self._from_scratch():
+            vae, text = self._others(text=True)
+            with self._counting(), torch.no_grad():
+                self._prepare_model(savings)
+                self._encode_text(text)
+                texts = self._footprint("encoding texts", 0)
+            del text
+            denoising, latents = self._denoise(savings)
+        with self._from_scratch():
+            self._ledger.label((*vae.parameters(), *vae.buffers()), OTHERS)
+            return [texts, denoising, self._decode("decoding", vae, latents)]
+
+    def unit_costs(self) -> list[UnitCost]:
+        """What partial checkpointing can take, in the order in which it does: those units of the network first that
+        free most memory for least work."""
+        with self._from_scratch(), self._counting():
+            model = self._prepare_model(Savings())
+            latents, text, condition = self._inputs()
+            sample = latents if condition is None else torch.cat([latents, condition], dim=1)
+            timesteps = torch.zeros(latents.shape[0], dtype=torch.long, device=latents.device)
+            costs = unit_costs(model, sample.to(self.job.dtype), timesteps, text.to(self.job.dtype))
+        by_name = {cost.name: cost for cost in costs}
+        return [by_name[name] for name in cheapest_first(costs)]
+
+    def _denoise(self, savings: Savings) -> tuple[Footprint, Tensor]:
+        with self._counting() as ledger, torch.no_grad():
+            model = self._prepare_model(savings)
+            since, ledger.work = ledger.now, Work()
+            noise, text, condition = self._inputs()
+            latents = denoise(
+                model,
+                noise,
+                text,
+                text,
+                scheduler=make_scheduler("ddim", {}),
+                steps=1,
+                guidance=self.job.guidance,
+                condition=condition,
+            )
+            return self._footprint("denoising", since), latents
+
+    def _decode(self, stage: str, vae: AutoencoderKL, latents: Tensor) -> Footprint:
+        job = self.job
+        with self._counting() as ledger, torch.no_grad():
+            since = ledger.now
+            passes = self._base(vae).decode_passes(latents[0].transpose(0, 1))
+            pictures = [next(passes)]
+            # The passes are alike: the first and the last tell the peak, with what those between them made.
+            between = max(0, job.frames - 2 * len(pictures[0]))
+            pictures.append(torch.zeros(between, job.height, job.width, 3, dtype=torch.uint8, device=HOST))
+            pictures += islice(passes, 1)
+            ledger.label(pictures, RESULT)
+            del passes
+            ledger.label([torch.zeros(job.frames, *pictures[0].shape[1:], dtype=torch.uint8, device=HOST)], RESULT)
+            return self._footprint(stage, since)
+
+
+def margin(tensors: int, *, card: bool) -> dict[str, int]:
+    """The allowances, by name, for memory in which tensors take so many bytes."""
+    if not card:
+        return {PROGRAM_ALLOWANCE: PROGRAM}
+    return {CARD_ALLOWANCE: CARD_CONTEXT, "fragmentation": int(tensors * FRAGMENTATION)}
+
+
+def train_step(
+    model: VideoUNet,
+    optimizer: MasterOptimizer,
+    latents: Tensor,
+    text: Tensor,
+    condition: Tensor | None,
+    *,
+    after_forward: Callable[[], None] = lambda: None,
+) -> None:
+    """What the training loop does with a batch on the device."""
+    noise = torch.zeros_like(latents)
+    timesteps = torch.zeros(latents.shape[0], dtype=torch.long, device=latents.device)
+    noisy = latents + noise
+    loss = mse_loss(predict(model, noisy, timesteps, text, condition), noise)
+    after_forward()
+    optimizer.backward(loss)
+    optimizer.step(1e-4, 1.0)
+
+
+def materialize(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Put uninitialised tensors of this device and dtype in the place of a module's parameters and buffers; what is
+    shared stays shared, the order in memory stays as it is."""
+    made: dict[int, Any] = {}
+
+    def like(tensor: Tensor) -> Tensor:
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=kind, device=device)
+
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in made:
+                    made[id(parameter)] = nn.Parameter(like(parameter), requires_grad=parameter.requires_grad)
+                    made[-id(parameter)] = parameter  # kept, so that no other gets its id
+                part._parameters[name] = made[id(parameter)]
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = like(buffer)

@@ -1,0 +1,95 @@
+"""What a training learns: on which noise and noise schedule, and which error its steps minimise."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from msdv.config import NoiseKind, TrainConfig
+from msdv.errors import UsageError
+from msdv.model.base import Base
+from msdv.model.temporal import ZERO_SNR, noise_schedule
+from msdv.weights import TemporalMetadata
+
+
+def kind_of_noise(config: TrainConfig, start: TemporalMetadata | None) -> tuple[NoiseKind, float]:
+    """Independent or flowing, and how much of it is the same in all frames: as asked for, else as in the weights to
+    start from, where that goes together with what was asked for.
+
+    Raises UsageError if both are asked for.
+    """
+    noise, shared = config.noise, config.shared_noise
+    if noise is None:
+        noise = start.noise if start and not shared else "independent"
+    if shared is None:
+        shared = start.shared_noise if start and noise == "independent" else 0.0
+    if shared and noise == "flow":
+        raise UsageError(
+            f"--shared-noise {shared:g}: noise that flows is shared along the motion already: "
+            "leave one of --shared-noise and --noise flow out"
+        )
+    return noise, shared
+
+
+def schedule_to_train_on(config: TrainConfig, base: Base, start: TemporalMetadata | None) -> dict[str, Any]:
+    """The scheduler configuration of the image model, or of the weights to start from, with nothing of a clip left at
+    its last step if that is asked for (Lin et al. 2023, 2305.08891, section 3.1).
+
+    Raises UsageError where nothing could be learned there.
+    """
+    schedule, wish = noise_schedule(base, start), config.zero_terminal_snr
+    if wish is not None and wish != bool(schedule.get(ZERO_SNR)):
+        schedule[ZERO_SNR] = wish
+    if not schedule.get(ZERO_SNR):
+        return schedule
+    if wish and base.prediction_type == "epsilon":
+        raise UsageError(
+            f"--zero-terminal-snr: {base.name} predicts the noise, and where all is noise there is nothing to learn: "
+            "leave it out, or choose a --base that predicts v, such as Stable Diffusion 2.1"
+        )
+    if config.min_snr is not None:
+        raise UsageError(
+            f"--min-snr {config.min_snr:g}: gives no weight to the last step of a schedule with --zero-terminal-snr, "
+            "where sampling starts: leave one of them out"
+        )
+    return schedule
+
+
+def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
+    """Weights of squared errors at signal-to-noise ratios `snr`, any shape: those that count an error in the latents
+    min(snr, gamma) times, whatever the model predicts (Hang et al. 2023, 2303.09556).
+
+    prediction_type: `epsilon`, `v_prediction` or `sample`, as diffusers names them.
+    """
+    if prediction_type == "epsilon":
+        return (gamma / snr).clamp(max=1.0)  # min(snr, gamma) / snr, without 0/0
+    counted = snr.clamp(max=gamma)
+    return counted / (snr + 1) if prediction_type == "v_prediction" else counted
+
+
+def training_loss(
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    temporal_loss: float = 0.0,
+    anchor: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error () of predictions (b, c, f, h, w).
+
+    weight (b,): how much each clip counts. With `temporal_loss`, so many times the mean squared error of the
+    differences between each frame and the clip's frame `anchor` (b,) is added: an error that all frames have in common,
+    such as one in looks, adds nothing to it. After the appearance-debiased loss of MotionDirector (Zhao et al. 2023,
+    2310.08465), which subtracts the frame from sqrt(2) times each other and so still counts such errors a little.
+    """
+    if weight is None and not temporal_loss:
+        return mse_loss(prediction, target)
+    error = prediction - target
+    loss = error.square().mean((1, 2, 3, 4))
+    if temporal_loss:
+        assert anchor is not None
+        clips = torch.arange(len(error), device=error.device)
+        at_anchor = error[clips, :, anchor].unsqueeze(2)  # (b, c, 1, h, w)
+        loss = loss + temporal_loss * (error - at_anchor).square().mean((1, 2, 3, 4))
+    return (loss if weight is None else weight * loss).mean()
