@@ -138,7 +138,6 @@ class _Preparation:
     made: int = 0
     skipped: int = 0
     failed: list[str] = field(default_factory=list)
-    frames: int = 0
 
     def run(self) -> PrepReport:
         """Everything, from looking at what is there to the contact sheet."""
@@ -341,7 +340,6 @@ class _Preparation:
         self._add(row)
 
     def _add(self, row: Row) -> None:
-        self.frames += row["frames"]
         self.rows[row["clip"]] = row
         if "damaged" in row["verdict"]:
             self._say(row["clip"], row["verdict"].removeprefix("ok, "))
