@@ -44,6 +44,7 @@ def test_with_room_nothing_is_saved(planner: Planner) -> None:
     assert planner.choose() == Settings()
 
 
+@pytest.mark.slow
 def test_less_room_saves_more_and_always_fits(planner: Planner) -> None:
     most, least = (planner.estimate(planner.notches[i]).peak_bytes for i in (0, -1))
     seconds = []
