@@ -15,7 +15,9 @@ FILES = {
 |---|---|
 | `FRAMES/<video file name>/000001.jpg` ... | the frames of a video; `<video file name>` keeps its extension |
 | `FRAMES/manifest.jsonl` | a JSON object a clip: source, times kept, fps, frames, caption, verdict |
-| `FRAMES/contact_sheet.jpg` | a row of frames a clip, to look over the data at a glance |
+| `FRAMES/contact_sheet.jpg` | three frames a clip with its numbers, to look over the data at a glance |
+| `FRAMES/.dropped/` | clips that `--min-motion` and the like left out: another limit brings them back |
+| `FRAMES/prep.toml` | every setting of the last run, as a recipe |
 """,
     "train": """\
 | Path | What |
@@ -93,7 +95,7 @@ def _rules() -> list[str]:
 def _row(setting: Setting) -> str:
     spelled = ", ".join(f"`{flag}`" for flag in setting.spellings) or f"`{setting.metavar}`"
     if setting.flags and setting.metavar and not setting.choices:
-        spelled += f" {setting.metavar}"
+        spelled += " " + setting.metavar.replace("|", "\\|")  # which would end the cell
     values = ", ".join(f"`{choice}`" for choice in setting.choices) or setting.limits
     default = "required" if setting.required else f"`{setting.default}`" if setting.default else ""
     return f"| {spelled} | {values} | {default} | {_escaped(setting.help)} |"
