@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests at a time: each takes a gigabyte or two.
+WORKERS ?= 2
 INSTALLED := .venv/.installed
 
 .PHONY: help demo test check bench docs clean
@@ -24,7 +26,7 @@ demo: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo/demo.sh
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -38,6 +38,14 @@ into it where the format has a place.
 |---|---|
 | `NAME.safetensors` (`--to msdv`) | the temporal layers alone, in half precision |
 | `NAME/` (`--to pipeline`) | a folder with the image model and the temporal layers, complete |
+| `NAME/` (`--to motion-adapter`) | motion modules as diffusers' `MotionAdapter` |
+| `NAME.safetensors` (`--to animatediff`) | motion modules as the file that ComfyUI and A1111 load |
+| `NAME/` (`--to 2022`) | the image model with pseudo-3D layers inside its UNet, as the code of 2022 loads it |
+| `NAME/README.md`, `NAME/sample.gif` | the model card, and the newest sample of the run if there is one |
+| `NAME/export.toml`, `NAME.safetensors.toml` | every setting of the export, as a recipe |
+
+`--push` uploads the folder, or the file together with a model card made for it. `--overwrite` replaces files, and
+folders that an export wrote; never a run, what the result is made from, or another folder.
 """,
 }
 

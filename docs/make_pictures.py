@@ -1,19 +1,22 @@
-"""Writes docs/images/contact_sheet.jpg and shapes.jpg, from made-up videos: what how-to/prep.md shows.
+"""Writes the pictures that the pages show: docs/images/contact_sheet.jpg and shapes.jpg, from made-up videos, for
+how-to/prep.md; choose.webp, windows.png, loop.webp and evening.png for how-to/sample.md.
 
 python docs/make_pictures.py
 """
 
 import random
+import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from msdv.config import PrepConfig
+from msdv.config import PrepConfig, SampleConfig
 from msdv.data.prepare import prepare
 from msdv.data.synthetic import render, sample_sky
-from msdv.data.video import write_video
+from msdv.data.video import read_video, write_video
+from msdv.sample import sample
 
 IMAGES = Path(__file__).parent / "images"
 NAMES = ("white clouds", "evening sky", "storm", "morning haze", "night over hills", "harbour sky", "long sunset")
@@ -81,8 +84,35 @@ def write_shapes(work: Path) -> None:
     sheet.save(IMAGES / "shapes.jpg", quality=85)
 
 
+def write_choice(work: Path) -> None:
+    """Videos of several seeds, as in the page's first command of that section."""
+    values = {"prompt": "sunset clouds over the sea", "seeds": "0-5", "frames": 16, "base": "builtin"}
+    sample(SampleConfig.model_validate({**values, "model": "builtin", "device": "cpu", "out": work / "choose.webp"}))
+    shutil.copy(work / "choose.webp", IMAGES)
+
+
+def write_lengths(work: Path) -> None:
+    """A long video, a loop, and texts that change: the commands of those sections. The long one takes minutes."""
+    values = {"base": "builtin", "model": "builtin", "device": "cpu"}
+    clouds = {**values, "prompt": "white clouds drifting left over hills"}
+    sample(SampleConfig.model_validate({**clouds, "frames": 360, "window": 25, "overlap": 8, "out": work / "long"}))
+    write_strip(work / "long", 51, IMAGES / "windows.png")
+    sample(SampleConfig.model_validate({**clouds, "frames": 40, "loop": True, "out": work / "loop.webp"}))
+    shutil.copy(work / "loop.webp", IMAGES)
+    texts = ("30:sunset clouds over hills", "60:night sky over hills")
+    evening = {"prompt": "white clouds, blue sky over hills", "frames": 72, "window": 25, "prompt_at": texts}
+    sample(SampleConfig.model_validate({**values, **evening, "out": work / "evening"}))
+    write_strip(work / "evening", 9, IMAGES / "evening.png")
+
+
+def write_strip(video: Path, every: int, path: Path) -> None:
+    """Frames of a video side by side."""
+    frames, _ = read_video(video)
+    Image.fromarray(np.concatenate(list(frames[::every][:8]), axis=1)).save(path, optimize=True)
+
+
 def main() -> None:
-    """Both pictures."""
+    """All pictures."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         (work / "videos").mkdir()
@@ -90,6 +120,8 @@ def main() -> None:
         with Image.open(prep(work / "videos", work / "frames") / "contact_sheet.jpg") as sheet:
             sheet.save(IMAGES / "contact_sheet.jpg", quality=80)
         write_shapes(work)
+        write_choice(work)
+        write_lengths(work)
 
 
 if __name__ == "__main__":

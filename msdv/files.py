@@ -22,12 +22,13 @@ def write_file(path: Path) -> Iterator[Path]:
     The parent folder is made. On any error, also an interrupt, the temporary file is removed and what stood at
     `path` before is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=path.suffix, dir=path.parent)
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        with _full_disk_named(path):
+        with _named(path):
             yield temporary
             # mkstemp makes files that only their owner reads; a result is an ordinary file.
             umask = os.umask(0)
@@ -46,10 +47,11 @@ def write_folder(path: Path, *, flush: bool = True) -> Iterator[Path]:
     A folder that stands at `path` is replaced only after the new one is complete. Without `flush` that holds whatever
     becomes of the process, but after a power cut some of its files may be empty: for many files that can be made again.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path.parent))
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path.parent))
     try:
-        with _full_disk_named(path):
+        with _named(path):
             yield temporary
             umask = os.umask(0)
             os.umask(umask)
@@ -124,16 +126,38 @@ def _rename(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _full_disk_named(path: Path) -> Iterator[None]:
-    """Libraries report a full disk in errors of their own: say what it is."""
+def _named(path: Path) -> Iterator[None]:
+    """Errors of the file system name what was to be written, not the temporary file; libraries report a full disk in
+    errors of their own."""
     try:
         yield
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        if "No space left" in str(error) or shutil.disk_usage(path.parent).free < 2**20:
+        if "No space left" in str(error) or _is_full(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        if isinstance(error, OSError) and error.errno and _PREFIX in str(error.filename):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
+
+
+def _is_full(path: Path) -> bool:
+    return path.parent.is_dir() and shutil.disk_usage(path.parent).free < 2**20
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raise UsageError if nothing can be written at `path`: to be asked before the work."""
+    folder = next((folder for folder in path.absolute().parents if folder.exists()), None)
+    try:
+        if folder is None or not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with tempfile.TemporaryFile(prefix=_PREFIX, dir=folder):
+            pass
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        why = (error.strerror or str(error)).lower()
+        raise UsageError(f"{path} can't be written ({folder}: {why}): choose another place") from error
 
 
 def is_unfinished(path: Path) -> bool:

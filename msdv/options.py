@@ -27,8 +27,11 @@ GROUPS = (
     "Selection",
     "Data",
     "Picture",
+    "Start",
+    "Length",
     "Training",
     "Model",
+    "Description",
     "Device",
     "Run",
 )

@@ -1,18 +1,28 @@
 """--plan: what a training or a sample would take, told before anything runs."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from msdv.config import SampleConfig, TrainConfig
+from msdv.config import Arch, GroupNormMode, SampleConfig, TrainConfig
 from msdv.errors import UsageError
 from msdv.model.base import choose_base
 from msdv.model.devices import choose_device, plan_precision
+from msdv.model.inflate import DEFAULT_GROUP_NORM, check_frames
+from msdv.model.keyframes import Passes
 from msdv.model.known import Architecture, find_architecture
 from msdv.model.memory import Job
-from msdv.model.plan import Estimate, Plan, Planner, Settings, as_dict, fixed_settings, planned_bytes
-from msdv.run import newest_run_with_weights, trained_base, weights_in
+from msdv.model.objective import check_options, what_is_given
+from msdv.model.plan import Estimate, Plan, Planner, Settings, as_dict, fitting_window, fixed_settings, planned_bytes
+from msdv.model.temporal import check_kind
+from msdv.model.text_track import text_keys
+from msdv.model.windows import length_of
+from msdv.run import is_pipeline, newest_run_with_weights, start_of, trained_base, weights_in
+from msdv.sampling.options import check_options as check_sampling
+from msdv.sampling.repeat import repeated
+from msdv.sampling.source import SourceVideo
+from msdv.sampling.starting import passes_of
 from msdv.weights import TemporalMetadata, read_metadata
 
 GIB = 2**30
@@ -27,6 +37,8 @@ class PlanReport:
     plan: Plan
     settings: dict[str, Any]
     sampling: bool = False
+    window: int | None = None
+    """A --window with which it would fit, where it does not."""
 
     def json(self) -> str:
         """One JSON object; sizes in bytes."""
@@ -74,7 +86,8 @@ class PlanReport:
         most = max(self.plan.most_frames.values(), default=0)
         fewer = f"--frames {most}" if most else "a smaller --size"
         half = "" if self.settings["precision"] != "float32" else "--fp16 or "
-        return f"try {half}{fewer}"
+        windows = f"--window {self.window}, " if self.window else ""
+        return f"try {half}{windows}{'or ' if windows else ''}{fewer}"
 
     def _as_dict(self, settings: Settings) -> dict[str, Any]:
         values = as_dict(settings)
@@ -103,26 +116,33 @@ def plan_training(config: TrainConfig) -> PlanReport:
 
     Raises UsageError and MsdvError with the next step to take.
     """
+    config = start_of(config)
     weights = None if config.init in ("auto", "none") else weights_in(config.init)
     metadata = read_metadata(weights) if weights else None
-    card = _on_card(config)
-    architecture = _architecture(config, str(weights) if weights else None, card)
-    size = config.size or architecture.size
-    group_norm = config.group_norm or (metadata.group_norm if metadata else None) or architecture.group_norm or "frame"
-    job = Job(
-        architecture,
-        frames=config.frames,
-        height=size,
-        width=size,
-        dtype=plan_precision(config.fp16, config.bf16, card),
-        card=card,
+    if metadata is not None:
+        check_kind(
+            *(metadata.arch, metadata.mid_block, metadata.group_norm),
+            arch=config.arch,
+            mid_block=config.mid_block,
+            group_norm=config.group_norm,
+        )
+    group_norm = config.group_norm or (metadata.group_norm if metadata else None)
+    job = replace(
+        _job(config, weights, metadata, config.frames, config.size, group_norm),
         batch_size=config.batch_size,
-        group_norm=group_norm,
         ema=config.ema,
+        min_snr=config.min_snr,
+        temporal_loss=config.temporal_loss,
+        lora_rank=config.lora_rank,
+        given=what_is_given(config, metadata) != "none",
     )
-    planner = Planner(job, budget=planned_bytes(config, card), fixed=fixed_settings(config, card))
-    what = f"training {config.frames} frames of {size}x{size}, {config.batch_size} a batch"
-    return _report(what, planner, {"batch_size": config.batch_size, "group_norm": group_norm})
+    check_frames(job.frames, job.arch)
+    check_options(config, job.arch)
+    what = f"training {job.frames} frames of {job.width}x{job.height}, {job.batch_size} a batch"
+    settings = {"batch_size": job.batch_size, "arch": job.arch, "group_norm": job.group_norm}
+    if job.lora_rank:
+        settings["lora_rank"] = job.lora_rank
+    return _report(what, _planner(job, config), settings)
 
 
 def plan_sample(config: SampleConfig) -> PlanReport:
@@ -130,30 +150,74 @@ def plan_sample(config: SampleConfig) -> PlanReport:
 
     Raises UsageError and MsdvError with the next step to take.
     """
+    config, _ = repeated(config)
+    check_sampling(config)
     weights: Path | None = None
-    if config.model is not None:
+    if config.model is not None and is_pipeline(config.model):
+        config = config.model_copy(update={"base": config.model})
+    elif config.model is not None:
         weights = weights_in(config.model)
     elif config.base is None and (run := newest_run_with_weights()) is not None:
         weights = run.weights
     metadata: TemporalMetadata | None = read_metadata(weights) if weights else None
+    if config.video is not None:
+        config = SourceVideo(config).choose(config, metadata)
+    size, group_norm = (metadata.size, metadata.group_norm) if metadata else (None, None)
+    job = replace(
+        _job(config, weights, metadata, _frames_together(config, metadata), config.size or size, group_norm),
+        guidance=7.5 if config.guidance is None else config.guidance,
+        cache=config.cache,
+        length=length_of(config),
+    )
+    text_keys(config)
+    check_frames(job.length.together(job.frames), job.arch)
+    what = f"sampling {config.frames} frames of {job.width}x{job.height}"
+    if (together := job.length.together(job.frames)) < job.frames:
+        what += f" in windows of {together}"
+    settings = {"arch": job.arch, "group_norm": job.group_norm, "guidance": job.guidance}
+    return _report(what, _planner(job, config), settings)
+
+
+def _job(
+    config: TrainConfig | SampleConfig,
+    weights: Path | None,
+    metadata: TemporalMetadata | None,
+    frames: int,
+    size: int | None,
+    group_norm: GroupNormMode | None,
+) -> Job:
+    """What training and sampling have in common; None for what the image model says."""
     card = _on_card(config)
-    architecture = _architecture(config, str(weights) if weights else None, card)
-    size = config.size or (metadata.size if metadata else architecture.size)
-    group_norm = (metadata.group_norm if metadata else None) or architecture.group_norm or "frame"
-    guidance = 7.5 if config.guidance is None else config.guidance
-    job = Job(
+    architecture = _architecture(config, weights, card)
+    size = size or architecture.size
+    own: Arch | None = "pseudo3d" if architecture.group_norm else None
+    asked = config if isinstance(config, TrainConfig) else None
+    arch: Arch = (asked.arch if asked else None) or (metadata.arch if metadata else own) or "pseudo3d"
+    of_base = architecture.group_norm if arch == own else None
+    return Job(
         architecture,
-        frames=config.frames,
+        frames=frames,
         height=size,
         width=size,
         dtype=plan_precision(config.fp16, config.bf16, card),
         card=card,
-        group_norm=group_norm,
-        guidance=guidance,
+        arch=arch,
+        mid_block=bool(metadata.mid_block if metadata else asked and asked.mid_block),
+        group_norm=group_norm or of_base or DEFAULT_GROUP_NORM[arch],
     )
-    planner = Planner(job, budget=planned_bytes(config, card), fixed=fixed_settings(config, card), sampling=True)
-    what = f"sampling {config.frames} frames of {size}x{size}"
-    return _report(what, planner, {"group_norm": group_norm, "guidance": guidance})
+
+
+def _planner(job: Job, config: TrainConfig | SampleConfig) -> Planner:
+    budget, fixed = planned_bytes(config, job.card), fixed_settings(config, job.card)
+    return Planner(job, budget=budget, fixed=fixed, sampling=isinstance(config, SampleConfig))
+
+
+def _frames_together(config: SampleConfig, metadata: TemporalMetadata | None) -> int:
+    """How many frames are denoised together: without weights, --keyframe-passes is about those that it was made for."""
+    if metadata is None and config.keyframe_passes:
+        return Passes(config.frames, every=4, passes=config.keyframe_passes, window=25).most_together
+    passes = passes_of(config, metadata, config.frames)
+    return passes.most_together if passes else config.frames
 
 
 def _report(what: str, planner: Planner, settings: dict[str, Any]) -> PlanReport:
@@ -170,7 +234,9 @@ def _report(what: str, planner: Planner, settings: dict[str, Any]) -> PlanReport
         **settings,
     }
     what = f"{what}, {job.architecture.name}, {precision}, {place}{budget}"
-    return PlanReport(what, plan, settings, planner.sampling)
+    most = max(plan.most_frames.values(), default=0)
+    window = fitting_window(job, most) if planner.sampling and not plan.fits else None
+    return PlanReport(what, plan, settings, planner.sampling, window)
 
 
 def _on_card(config: TrainConfig | SampleConfig) -> bool:
@@ -181,10 +247,10 @@ def _on_card(config: TrainConfig | SampleConfig) -> bool:
     return config.vram is not None or choose_device(None).type != "cpu"
 
 
-def _architecture(config: TrainConfig | SampleConfig, weights: str | None, card: bool) -> Architecture:
+def _architecture(config: TrainConfig | SampleConfig, weights: Path | None, card: bool) -> Architecture:
     import torch
 
-    name = config.base or (trained_base(Path(weights)) if weights else None)
+    name = config.base or (trained_base(weights) if weights else None)
     name, _ = choose_base(name, torch.device("cuda" if card else "cpu"))
     try:
         return find_architecture(name)

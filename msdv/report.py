@@ -97,21 +97,27 @@ def _held_out(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return "<p>Nothing yet, or nothing was held out: --holdout 0, or fewer than five clips.</p>"
     parts = []
-    for noise in dict.fromkeys(row["held_out"]["noise"] for row in rows):
-        own = [row for row in rows if row["held_out"]["noise"] == noise]
+    for name in dict.fromkeys(_measured_with(row) for row in rows):
+        own = [row for row in rows if _measured_with(row) == name]
         if len(own) > 1:
             on = Curve("temporal layers on", [(row["step"], row["held_out"]["on"]) for row in own])
             off = Curve("off", [(row["step"], row["held_out"]["off"]) for row in own], _OTHER)
-            parts.append(f"<p>{html.escape(noise)} noise</p>")
-            parts.append(chart([on, off], label=f"loss on held-out clips, {noise} noise", height=200))
-    parts.append("<table><tr><th>step</th><th>noise</th><th>temporal layers on</th><th>off</th><th>lower by</th></tr>")
+            parts.append(f"<p>{html.escape(name)}</p>")
+            parts.append(chart([on, off], label=f"loss on held-out clips, {name}", height=200))
+    parts.append("<table><tr><th>step</th><th>with</th><th>temporal layers on</th><th>off</th><th>lower by</th></tr>")
     for row in rows[-12:]:
         loss = row["held_out"]
         parts.append(
-            f"<tr><td>{row['step']}</td><td>{html.escape(loss['noise'])}</td><td>{loss['on']:.4f}</td>"
+            f"<tr><td>{row['step']}</td><td>{html.escape(_measured_with(row))}</td><td>{loss['on']:.4f}</td>"
             f"<td>{loss['off']:.4f}</td><td>{loss['gain']:.1%}</td></tr>"
         )
     return "\n".join([*parts, "</table>"])
+
+
+def _measured_with(row: dict[str, Any]) -> str:
+    """Kind of noise, and which frames were given, if any."""
+    given = row["held_out"].get("given", "none")
+    return f"{row['held_out']['noise']} noise" + ("" if given == "none" else f", {given} given")
 
 
 def _figures(run: Run) -> list[str]:

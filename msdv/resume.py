@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import torch
 
@@ -10,8 +11,10 @@ from msdv.config import TrainConfig
 from msdv.console import say
 from msdv.errors import MsdvError, UsageError, is_out_of_memory
 from msdv.files import refuse_overwrite, write_file, write_folder
+from msdv.model.inflate import is_lora
 from msdv.model.optimizer import MasterOptimizer
 from msdv.model.temporal import check_match
+from msdv.model.trained_lora import save_lora
 from msdv.recipe import read_section, to_toml
 from msdv.run import Run, new_run, run_to_resume
 from msdv.training import Training
@@ -80,7 +83,16 @@ def write_checkpoint(run: Run, step: int, optimizer: MasterOptimizer, training: 
     state = optimizer.state_dict() | {"made_from": _made_from(training, processes)}
     with write_folder(run.checkpoint(step)) as folder:
         torch.save(state, folder / STATE_FILE)
-        save_temporal(folder / run.weights.name, optimizer.weights(), training.metadata(step))
+        write_weights(folder, step, optimizer, training)
+
+
+def write_weights(folder: Path, step: int, optimizer: MasterOptimizer, training: Training) -> None:
+    """Write what was trained, as of `step`, each file whole or not at all. Errors as in `write_checkpoint`."""
+    run, metadata, weights = Run(folder), training.metadata(step), optimizer.weights()
+    # The temporal layers last: by their file it is told whether all has been written.
+    if lora := {key: tensor for key, tensor in weights.items() if is_lora(key)}:
+        save_lora(run.lora, lora, metadata)
+    save_temporal(run.weights, {key: weights[key] for key in weights if key not in lora}, metadata)
 
 
 def load_checkpoint(run: Run, optimizer: MasterOptimizer, training: Training, processes: int = 1) -> int:

@@ -3,19 +3,23 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msdv.config import TrainConfig
 from msdv.errors import MsdvError, UsageError
 from msdv.files import is_unfinished, remove_folder, write_file
+from msdv.foreign import is_adapter_folder
 from msdv.weights import FILE_NAME, read_metadata
 
 RUNS = Path("runs")
 BUILTIN = Path(__file__).parent / "builtin"
 """The image model that comes with the package, and its temporal layers."""
+LORA_NAME = "lora.safetensors"
 _CHECKPOINT = "step-"
 
 
@@ -39,6 +43,11 @@ class Run:
     def weights(self) -> Path:
         """The newest good temporal weights."""
         return self.folder / FILE_NAME
+
+    @property
+    def lora(self) -> Path:
+        """The newest good LoRA, where one is trained beside the temporal weights."""
+        return self.folder / LORA_NAME
 
     @property
     def report(self) -> Path:
@@ -105,7 +114,7 @@ class Run:
             raise UsageError(f"{self.config} is not that of a run: choose another --out")
         for path in (self.folder / "checkpoints").glob(f"{_CHECKPOINT}*"):
             remove_folder(path)
-        files = [self.metrics, self.weights, self.report, self.config, self.folder / "held_out.json"]
+        files = [self.metrics, self.weights, self.lora, self.report, self.config, self.folder / "held_out.json"]
         files += [*(self.folder / "samples").glob(f"{_CHECKPOINT}*.gif")]
         files += [*(self.folder / "tensorboard").rglob("events.out.tfevents.*")]
         for path in files:
@@ -185,7 +194,8 @@ def run_to_resume(name: str) -> Run:
 
 
 def weights_in(name: str) -> Path:
-    """The temporal weights that a run folder, a pipeline folder, a file name or `builtin` means.
+    """The temporal weights that a run folder, a pipeline folder, a file name or `builtin` means; a folder of diffusers'
+    `MotionAdapter` is such itself.
 
     Raises UsageError if there is nothing there, MsdvError if a folder holds no weights.
     """
@@ -194,12 +204,37 @@ def weights_in(name: str) -> Path:
     path = Path(name)
     if path.is_dir():
         weights = path / FILE_NAME
+        if not weights.is_file() and is_adapter_folder(path):
+            return path
         if not weights.is_file():
             raise MsdvError(f"{name} has no temporal.safetensors yet: train on, or give another run")
         return weights
     if not path.is_file():
         raise UsageError(f"{name} does not exist: give a run folder or a temporal .safetensors")
     return path
+
+
+def is_pipeline(name: str) -> bool:
+    """Whether `name` means a whole model with temporal layers inside its UNet, as those of 2022: a diffusers folder
+    without a file of temporal weights, or a hub id (owner/name, where there is no folder owner)."""
+    path = Path(name)
+    if path.is_dir():
+        return (path / "model_index.json").is_file() and not (path / FILE_NAME).is_file()
+    is_file = path.suffix[1:].isalpha()
+    return bool(re.fullmatch(r"(?!runs/)[\w-][\w.-]*/[\w.-]+", name)) and not path.parent.exists() and not is_file
+
+
+def start_of(config: TrainConfig) -> TrainConfig:
+    """The settings, where --init means a whole model with temporal layers inside: its image model goes with them.
+
+    Raises UsageError if another one was asked for.
+    """
+    init = config.init
+    if init in ("auto", "none", "builtin") or not is_pipeline(init):
+        return config
+    if config.base not in (None, init):
+        raise UsageError(f"--base {config.base}: --init {init} has its own image model: leave --base out")
+    return config.model_copy(update={"base": init, "init": "auto"})
 
 
 def trained_base(weights: Path) -> str:

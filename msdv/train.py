@@ -15,10 +15,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -29,23 +28,21 @@ from accelerate.utils import InitProcessGroupKwargs
 from msdv.config import TrainConfig
 from msdv.console import progress, say
 from msdv.errors import MsdvError, UsageError, is_out_of_memory
-from msdv.files import is_disk_full
 from msdv.model.devices import choose_device
 from msdv.model.diagnosis import find_not_finite
 from msdv.model.evaluation import HeldOutLoss
+from msdv.model.inflate import most_frames_of
 from msdv.model.optimizer import MasterOptimizer
-from msdv.report import write_report
-from msdv.resume import load_checkpoint, open_run, prepare_folder, write_checkpoint, write_settings
+from msdv.model.step import add_gradients
+from msdv.records import Records
+from msdv.resume import load_checkpoint, open_run, prepare_folder
 from msdv.run import Run
 from msdv.training import Training, learning_rate
-from msdv.weights import read_metadata, save_temporal
 
 # float16 overflows now and then, and the loss scale falls until it does not. This many in a row is no accident; nor are
 # so many where nothing is scaled.
 _MOST_OVERFLOWS = 20
 _MOST_FAILURES = 3
-# A checkpoint that could not be written is tried again after so many seconds.
-_TRY_AGAIN = 300.0
 
 
 class _OutOfMemoryError(MsdvError):
@@ -76,6 +73,8 @@ class TrainReport:
     held_out: list[HeldOutLoss]
     skipped: int = 0
     """Steps, of the whole training, whose loss or gradient was not finite."""
+    window: str = ""
+    """The option that sampling of many frames needs."""
 
     def lines(self) -> list[str]:
         """For the user, at the end."""
@@ -86,8 +85,9 @@ class TrainReport:
             f"{self.steps} steps{loss}: weights in {self.run.weights}",
             *([f"steps skipped, as loss or gradient was not finite: {self.skipped}"] if self.skipped else []),
             *(f"held out: {line}" for line in held_out),
+            *([f"LoRA, left out unless asked for: --lora {self.run.lora}"] if self.run.lora.is_file() else []),
             f"report: {self.run.report}",
-            f'next: msdv sample "a prompt" --model {self.run.folder} --frames 120 -o out.gif',
+            f'next: msdv sample "a prompt" --model {self.run.folder} --frames 120{self.window} -o out.gif',
         ]
 
 
@@ -111,6 +111,8 @@ def evaluate(config: TrainConfig) -> EvaluationReport:
     but the cache."""
     if config.resume is not None:
         raise UsageError(f"--resume {config.resume}: --evaluate trains nothing: pass --init {config.resume}")
+    if config.lora_rank:
+        raise UsageError(f"--lora-rank {config.lora_rank}: --evaluate trains nothing: leave the option out")
     training = Training(config)
     return EvaluationReport(training.evaluate(most_clips=10_000))
 
@@ -130,7 +132,7 @@ def train(config: TrainConfig) -> TrainReport:
     held_out = run.read_held_out() if resumed else None
     training = Training(config, held_out=held_out, rank=rank, processes=processes, barrier=barrier)
     optimizer = MasterOptimizer(
-        training.model.temporal_parameters(),
+        training.model.trained_parameters(),
         lr=config.lr,
         conv_lr=config.conv_lr,
         weight_decay=config.weight_decay,
@@ -146,29 +148,9 @@ def train(config: TrainConfig) -> TrainReport:
     if main:
         prepare_folder(run, training.resolved(), first)
         run.write_held_out([clip.name for clip in training.held_out_clips])
-    writer = _tensorboard(run, first) if main else None
-    loop = _Loop(config, run, training, optimizer, accelerator, writer)
-    heard = threading.excepthook
-    threading.excepthook = _on_thread_error
-    try:
-        return loop.run_from(first)
-    finally:
-        threading.excepthook = heard
-        if writer is not None:
-            with contextlib.suppress(OSError):
-                writer.close()
-
-
-def _tensorboard(run: Run, first: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(run.folder / "tensorboard"), purge_step=first + 1)
-
-
-def _on_thread_error(args: Any) -> None:
-    """TensorBoard writes in a thread of its own. A full disk there gets a line (`_or_say`), no traceback."""
-    if not isinstance(args.exc_value, OSError):
-        threading.__excepthook__(args)
+    records = Records(config, run, training, optimizer, processes)
+    with records.open(first) if main else nullcontext():
+        return _Loop(config, run, training, optimizer, accelerator, records).run_from(first)
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
@@ -200,10 +182,10 @@ class _Loop:
         training: Training,
         optimizer: MasterOptimizer,
         accelerator: Accelerator,
-        writer: Any,
+        records: Records,
     ) -> None:
         self.config, self.run, self.training, self.optimizer = config, run, training, optimizer
-        self.accelerator, self.writer = accelerator, writer
+        self.accelerator, self.records = accelerator, records
         self.failures = 0
         """Steps that were not finite, in a row."""
         self.skipped = run.skipped_steps()
@@ -211,12 +193,6 @@ class _Loop:
         self.held_out: list[HeldOutLoss] = []
         self.whole = True
         """Whether masters and moments are those of a finished step."""
-        self.saves_at = self._next_save()
-        self.unwritten: set[str] = set()
-
-    def _next_save(self) -> float:
-        minutes = self.config.checkpoint_minutes
-        return time.monotonic() + 60 * minutes if minutes else math.inf
 
     def run_from(self, first: int) -> TrainReport:
         """All steps from `first`, counted from 0."""
@@ -231,8 +207,7 @@ class _Loop:
                 try:
                     outcome = self._step(step, stop)
                 except Exception as error:
-                    if isinstance(error, _OutOfMemoryError) or not isinstance(error, MsdvError):
-                        self._rescue(step)
+                    self._rescue(step, error)
                     raise
                 stopping = outcome.stops and step + 1 < config.steps
                 seconds = time.perf_counter() - started
@@ -252,9 +227,9 @@ class _Loop:
                     )
         for line in self.training.base.notes:
             say(line)
-        return TrainReport(
-            self.run, config.steps, sum(recent) / len(recent) if recent else None, self.held_out, self.skipped
-        )
+        loss = sum(recent) / len(recent) if recent else None
+        window = " --window 16" if most_frames_of(self.training.arch) else ""
+        return TrainReport(self.run, config.steps, loss, self.held_out, self.skipped, window)
 
     @property
     def device(self) -> torch.device:
@@ -272,7 +247,7 @@ class _Loop:
         """One optimizer step."""
         loss = self._within_memory(lambda: self._add_gradients(step))
         main = self.accelerator.is_main_process
-        due = main and time.monotonic() >= self.saves_at
+        due = main and self.records.is_due()
         loss, stops, saves = self._average_over_processes(loss, stop.is_set(), due)
         self.whole = False
         try:
@@ -285,16 +260,18 @@ class _Loop:
         self._check_finite(step, loss, norm)
         return _Outcome(loss, norm, stops, saves)
 
+    def _rescue(self, step: int, error: Exception) -> None:
+        """Save the state that a failed step began with, if it is whole and trying again may help."""
+        foreseen = isinstance(error, MsdvError) and not isinstance(error, _OutOfMemoryError)
+        if self.whole and not foreseen and self.accelerator.is_main_process:
+            self.records.rescue(step)
+
     def _add_gradients(self, step: int) -> float:
         """Forward and backward passes of this process; their mean loss. A function of the step and the weights alone,
         so that it can be done again."""
-        config = self.config
-        total = 0.0
-        for micro in range(config.grad_accum):
-            loss = self.training.loss(self._batch_number(step, micro))
-            total += loss.item() / config.grad_accum
-            self.optimizer.backward(loss / config.grad_accum)
-        return total
+        return add_gradients(
+            self.optimizer, lambda micro: self.training.loss(self._batch_number(step, micro)), self.config.grad_accum
+        )
 
     def _within_memory(self, work: Callable[[], _Result]) -> _Result:
         """Do `work`; where memory does not suffice, from its beginning again with settings that take less."""
@@ -317,8 +294,7 @@ class _Loop:
             raise _OutOfMemoryError(f"not enough memory, with all savings on: {self._less_memory()}")
         say(f"not enough memory: going on with {settings.words()}, which takes less and gives the same")
         if self.accelerator.is_main_process:
-            with self._or_say("config.toml"):
-                write_settings(self.run, self.training.resolved())
+            self.records.write_settings()
 
     def _less_memory(self) -> str:
         """What to change when nothing is left to be changed on the way."""
@@ -392,79 +368,20 @@ class _Loop:
         values["memory_gib"] = round(_memory_used(self.device), 3)
         if self.optimizer.scaler.is_enabled():
             values["loss_scale"] = self.optimizer.scaler.get_scale()
-        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._note(step, **finite, skipped=self.skipped)
-        with self._or_say("tensorboard"):
-            for name, value in (*values.items(), ("skipped", self.skipped)):
-                self.writer.add_scalar(f"train/{name}", value, step)
-
-    def _note(self, step: int, **values: Any) -> None:
-        with self._or_say(self.run.metrics.name):
-            self.run.log(step=step, **values)
-
-    @contextmanager
-    def _or_say(self, what: str) -> Iterator[None]:
-        """What only tells of the training does not end it: on a full disk it is left out, which is said once."""
-        try:
-            yield
-        except OSError as error:
-            if what not in self.unwritten:
-                say(f"{what} can't be written ({error.strerror or error}): training goes on without")
-            self.unwritten.add(what)
+        self.records.note_step(step, values, self.skipped)
 
     def _save(self, step: int, loss: float, *, must: bool, evaluates: bool) -> None:
         """Checkpoint, newest weights, held-out loss, report; `loss` is the recent mean. `must`: this is the end, and
         what can't be written now is lost."""
         if self.accelerator.is_main_process:
-            written = self._write(step, must)
-            self.saves_at = self._next_save() if written else time.monotonic() + _TRY_AGAIN
+            self.records.save(step, must=must)
             if evaluates:
                 self._evaluate(step)
                 if step < self.config.steps:  # the last one's are in the report
                     skipped = [f"steps skipped so far: {self.skipped}"] if self.skipped else []
                     say("; ".join([f"step {step}: loss {loss:.4f}", *skipped, *map(str, self.held_out)]))
-            self._report()
+            self.records.write_report()
         self.accelerator.wait_for_everyone()
-
-    def _write(self, step: int, must: bool) -> bool:
-        """Checkpoint and newest weights; then, and only then, older checkpoints go. Whether it could be done."""
-        keep = self.config.keep_checkpoints
-        try:
-            try:
-                write_checkpoint(self.run, step, self.optimizer, self.training, self.accelerator.num_processes)
-            except OSError as error:
-                if keep == 1 or not is_disk_full(error):
-                    raise
-                # Room for the new one: without what it would push out, but not without the newest.
-                self.run.drop_old_checkpoints(keep - 1, step)
-                write_checkpoint(self.run, step, self.optimizer, self.training, self.accelerator.num_processes)
-            self.run.drop_old_checkpoints(keep, step)
-            self._write_weights(step)
-        except OSError as error:
-            why = "the disk is full" if is_disk_full(error) else error.strerror or str(error)
-            saved = self.run.checkpoints()
-            newest = f"the newest checkpoint is that of step {saved[-1][0]}" if saved else "there is no checkpoint yet"
-            if must:
-                go_on = f"free some space, then msdv train --resume {self.run.folder}"
-                raise MsdvError(f"step {step} can't be saved, {why}; {newest}: {go_on}") from error
-            say(f"step {step} can't be saved, {why}; {newest}. Training goes on and tries again: free some space")
-            return False
-        return True
-
-    def _rescue(self, step: int) -> None:
-        """After a failure in step `step`: save the state that it began with, if it is whole and there is a reason."""
-        saved = self.run.checkpoints()
-        if not self.whole or not self.accelerator.is_main_process or step <= (saved[-1][0] if saved else 0):
-            return
-        try:
-            self._write(step, must=True)
-            say(f"step {step} is saved: msdv train --resume {self.run.folder} goes on from there")
-        except Exception as error:  # what failed may have taken the device with it; its own error comes next
-            say(f"step {step} could not be saved: {next(iter(str(error).splitlines()), type(error).__name__)}")
-
-    def _report(self) -> None:
-        with self._or_say(self.run.report.name):
-            write_report(self.run, self.training.resolved())
 
     def _evaluate(self, step: int, *, notes: bool = True) -> None:
         try:
@@ -475,42 +392,28 @@ class _Loop:
                 raise
             self.held_out = []
             say(f"step {step}: {error}")
-        for held in self.held_out if notes else ():
-            self._note(step, held_out=held.as_dict())
-            with self._or_say("tensorboard"):
-                self.writer.add_scalars(f"held_out/{held.noise}", {"on": held.on, "off": held.off}, step)
+        if notes:
+            self.records.note_held_out(step, self.held_out)
 
     def _catch_up(self, step: int) -> None:
         """Do what follows the checkpoint of `step`, so far as the run was stopped before."""
         if step == self.config.steps:
             say(f"{self.run.folder} has all its {step} steps: pass --steps {2 * step} to train on")
         if self.accelerator.is_main_process:
-            if _steps_of(self.run) != step:
-                self._write_weights(step)
-            if self.run.checkpoints()[-1][0] == step:  # else a newer one is damaged, and stays until there is another
-                self.run.drop_old_checkpoints(self.config.keep_checkpoints)
-            measured = any(row.get("step") == step and "held_out" in row for row in self.run.read_log())
+            self.records.catch_up(step)
+            measured = self.records.has_held_out(step)
             if step == self.config.steps or (self._is_marked(step) and not measured):
                 self._evaluate(step, notes=not measured)
-            self._report()
+            self.records.write_report()
         if self._is_sampled(step) and not self.run.sample(step).exists():
             self._sample(step)
         self.accelerator.wait_for_everyone()
 
-    def _write_weights(self, step: int) -> None:
-        save_temporal(self.run.weights, self.optimizer.weights(), self.training.metadata(step))
-
     def _sample(self, step: int) -> None:
         if self.accelerator.is_main_process:
-            path = self.run.sample(step)
-            try:
-                with self._averaged_weights():
-                    self.training.write_sample(path)
-                if self.writer is not None:
-                    _add_gif(self.writer, path, step)
-            except (MsdvError, OSError, RuntimeError) as error:  # no sample is worth a night's training
-                say(f"no sample at step {step}: {next(iter(str(error).splitlines()), type(error).__name__)}")
-            self._report()
+            with self._averaged_weights():
+                self.records.write_sample(step)
+            self.records.write_report()
         self.accelerator.wait_for_everyone()
 
     @contextmanager
@@ -559,21 +462,3 @@ def _memory_used(device: torch.device) -> float:
         return float(psutil.Process().memory_info().peak_wset) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 2**30
-
-
-def _steps_of(run: Run) -> int | None:
-    """How many steps the newest weights of a run have seen; None where there are none."""
-    try:
-        return read_metadata(run.weights).steps
-    except MsdvError:
-        return None
-
-
-def _add_gif(writer: Any, path: Path, step: int) -> None:
-    """A sample for TensorBoard, which shows gifs as they are."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    content = path.read_bytes()
-    width, height = (int.from_bytes(content[i : i + 2], "little") for i in (6, 8))
-    image = Summary.Image(encoded_image_string=content, width=width, height=height, colorspace=3)
-    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag="samples", image=image)]), step)

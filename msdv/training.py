@@ -3,26 +3,30 @@
 `train.py` has the loop and the run folder.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from msdv.config import TrainConfig
+from msdv.config import Arch, TrainConfig
 from msdv.console import progress, say
 from msdv.data.batches import Batch, ClipBatches, generator_for, hold_out, with_videos_of
 from msdv.data.cache import FOLDER, LatentCache, TextCache, mirror_caption
 from msdv.data.clips import Clip, find_clips
 from msdv.data.video import write_video
+from msdv.errors import UsageError
 from msdv.model.base import choose_base, load_base
 from msdv.model.devices import choose_device, choose_precision
-from msdv.model.diffusion import SCHEDULE_KEYS, TrainingSchedule, blank_condition, denoise, make_scheduler, predict
+from msdv.model.diffusion import SCHEDULE_KEYS, TrainingSchedule, blank_condition, denoise, make_scheduler
 from msdv.model.evaluation import HeldOutLoss, held_out_loss
-from msdv.model.inflate import VideoUNet
+from msdv.model.guidance import Guided, OneText
+from msdv.model.inflate import VideoUNet, check_frames
 from msdv.model.known import Architecture
 from msdv.model.memory import Job
 from msdv.model.noise import (
@@ -34,10 +38,12 @@ from msdv.model.noise import (
     partly_shared_noise,
     velocity_for,
 )
-from msdv.model.objective import kind_of_noise, min_snr_weight, schedule_to_train_on, training_loss
+from msdv.model.objective import betas_of, check_options, kind_of_noise, schedule_to_train_on, what_is_given
 from msdv.model.plan import Settings, as_savings, choose_savings, step_down
-from msdv.model.temporal import ZERO_SNR, build_video_unet, module_hash
-from msdv.run import trained_base, weights_in
+from msdv.model.step import Objective
+from msdv.model.temporal import ZERO_SNR, arch_of, build_video_unet, module_hash
+from msdv.model.trained_lora import add_lora
+from msdv.run import start_of, trained_base, weights_in
 from msdv.weights import Motion, TemporalMetadata, read_metadata
 
 SAMPLES = 3
@@ -72,6 +78,8 @@ class Training:
 
         Raises UsageError and MsdvError as the parts do, with the next step to take.
         """
+        whole = start_of(config)
+        is_whole, config = whole is not config, whole
         self.config = config
         self.device = choose_device(config.device)
         precision = choose_precision(config.fp16, config.bf16, self.device)
@@ -88,11 +96,27 @@ class Training:
             say(line)
         self.size = config.size or self.base.sample_size
         self.fps = float(np.median([clip.fps for clip in clips]))
+        if is_whole and self.base.temporal is None:
+            raise UsageError(f"--init {name} is an image model without temporal layers: pass it as --base")
         source = self.base.temporal if config.init == "auto" and not resumed else self._init
         start = read_metadata(source) if isinstance(source, Path) else None
+        found = arch_of(source, start)
+        self.arch: Arch = config.arch or found or "pseudo3d"
+        if is_whole and found not in (None, self.arch):
+            raise UsageError(
+                f"--arch {self.arch}: the temporal layers of --init {name} are {found}: leave one of them out"
+            )
+        if found not in (None, self.arch) and config.init == "auto":
+            say(f"{self.base.name}'s own temporal layers are {found}: these {self.arch} layers start untrained")
+            source = start = None
+        check_frames(config.frames, self.arch)
+        check_options(config, self.arch)
         self.noise, self.shared_noise = kind_of_noise(config, start)
+        self.condition = what_is_given(config, start)
         self.scheduler_config = schedule_to_train_on(config, self.base, start)
         self.schedule = TrainingSchedule(self.scheduler_config)
+        if config.betas is None and not resumed and self._betas == "linear":
+            say("noise schedule: linear, as those in --init were trained on, not the image model's (--betas base)")
         self.training_clips, self.held_out_clips = self._split(clips, held_out)
         self._latents, self._text = self._fill_cache(clips, rank, processes)
         barrier()
@@ -100,13 +124,17 @@ class Training:
         self.settings = self._save_memory()
         self.batches = self._batches(self.training_clips)
         self.held_out = self._batches(self.held_out_clips) if self.held_out_clips else None
-        self._blank = self._blank_condition()
+        self._blank = self._blank_latents()
         self.motion = self._measure_motion()
-        self._loss_off: dict[str, float] = {}
+        self._loss_off: dict[tuple[str, str], float] = {}
         self._sample_prompts = list(config.sample_prompt) or self._prompts_from_clips()
         self._sample_text = self.base.encode_prompts([*self._sample_prompts, ""])
         self.base.unload("text_encoder")
         self._move_vae(torch.device("cpu"))
+
+    @property
+    def _betas(self) -> Literal["base", "linear"]:
+        return betas_of(self.scheduler_config, self.base)
 
     def _move_vae(self, device: torch.device) -> None:
         """Beside the training step the autoencoder has no place in the device's memory."""
@@ -128,6 +156,8 @@ class Training:
             batch_size=config.batch_size,
             caption_dropout=config.caption_dropout,
             seed=config.seed,
+            condition=self.condition,
+            condition_share=config.condition_share,
         )
 
     def _fill_cache(self, clips: list[Clip], rank: int, processes: int) -> tuple[LatentCache, TextCache]:
@@ -151,6 +181,8 @@ class Training:
         model, _ = build_video_unet(
             self.base,
             source,
+            arch=self.arch,
+            mid_block=config.mid_block,
             group_norm=config.group_norm,
             channels_last=self.device.type == "cpu",
             seed=config.seed,
@@ -158,6 +190,10 @@ class Training:
         if source is not None:
             named = f"{self.base.name}'s own" if config.init == "auto" else f"those in {config.init}"
             say(f"temporal layers start as {named}")
+        if rank := config.lora_rank:
+            add_lora(model, rank, config.seed)
+            count = len(model.lora_parameters()) // 2
+            say(f"LoRA of rank {rank} on {count} layers of the image model; samples of this training are with it")
         return model
 
     def _save_memory(self) -> Settings:
@@ -171,8 +207,14 @@ class Training:
             dtype=base.dtype,
             card=self.device.type != "cpu",
             batch_size=config.batch_size,
+            arch=self.model.arch,
+            mid_block=self.model.mid_block,
             group_norm=self.model.group_norm,
             ema=config.ema,
+            min_snr=config.min_snr,
+            temporal_loss=config.temporal_loss,
+            lora_rank=config.lora_rank,
+            given=self.condition != "none",
         )
         settings, savings, line = choose_savings(job, config)
         say(line)
@@ -191,19 +233,16 @@ class Training:
     def resolved(self) -> TrainConfig:
         """The settings with what was left open filled in: what this training is, wherever it goes on."""
         filled = {"base": self.base.name, "size": self.size, "noise": self.noise, "group_norm": self.model.group_norm}
+        filled |= {"condition": self.condition}
         filled |= {"shared_noise": self.shared_noise, "zero_terminal_snr": bool(self.scheduler_config.get(ZERO_SNR))}
+        filled |= {"arch": self.model.arch, "mid_block": self.model.mid_block, "betas": self._betas}
         return self.config.model_copy(update=filled | asdict(self.settings) | {"vram": None})
 
-    def _blank_condition(self) -> Tensor | None:
-        """For inpainting models: everything is to be painted."""
+    def _blank_latents(self) -> Tensor | None:
+        """For inpainting models: what a frame of which nothing is given shows them."""
         if self.base.in_channels == 4:
             return None
-        grey = torch.zeros(1, 3, self.size, self.size)
-        return blank_condition(self.base.encode_frames(grey), self.config.frames).to(self.device)
-
-    def condition(self, clips: int) -> Tensor | None:
-        """Mask and image latents (b, 5, f, h, w) for inpainting models, else None."""
-        return None if self._blank is None else self._blank.expand(clips, -1, -1, -1, -1)
+        return self.base.encode_frames(torch.zeros(1, 3, self.size, self.size)).float().to(self.device)
 
     def _measure_motion(self) -> Motion | None:
         batches = self.batches if len(self.batches) else self.held_out
@@ -236,16 +275,15 @@ class Training:
             noise = noise + clip_offset(noise.shape, config.offset_noise, generator)
         anchor = torch.randint(f, (b,), generator=generator).to(self.device) if config.temporal_loss else None
         latents, noise, timesteps, text = (t.to(self.device) for t in (batch.latents, noise, timesteps, batch.text))
-        weight = None
-        if config.min_snr is not None:
-            weight = min_snr_weight(schedule.snr(timesteps), config.min_snr, schedule.prediction_type)
-        noisy = schedule.add_noise(latents, noise, timesteps)
-        prediction = predict(self.model, noisy, timesteps, text, self.condition(b))
-        target = schedule.target(latents, noise, timesteps)
-        return training_loss(prediction, target, weight=weight, temporal_loss=config.temporal_loss, anchor=anchor)
+        given = batch.given if batch.given.any() else None
+        objective = Objective(schedule, config.min_snr, config.temporal_loss)
+        return objective.loss(
+            self.model, latents, noise, timesteps, text, given=given, blank=self._blank, anchor=anchor
+        )
 
     def evaluate(self, most_clips: int = EVALUATION_CLIPS) -> list[HeldOutLoss]:
-        """The loss on held-out clips with the temporal layers on and off; for each kind of noise trained on."""
+        """The loss on held-out clips with the temporal layers on and off; for each kind of noise trained on, and with
+        --condition once more with the frames given that it is about."""
         if self.held_out is None:
             return []
         held_out = self.held_out
@@ -263,17 +301,19 @@ class Training:
                 yield batch.latents, batch.text, noise
 
         losses = []
-        for kind in kinds:
+        conditions = ["none", *([self.condition] if self.condition != "none" else [])]
+        for kind, condition in itertools.product(kinds, conditions):
             loss = held_out_loss(
                 self.model,
                 self.schedule,
                 items(kind),
                 levels=EVALUATION_LEVELS,
                 noise_kind=kind,
-                condition=self.condition(1),
-                known_off=self._loss_off.get(kind),
+                blank=self._blank,
+                condition=condition,
+                known_off=self._loss_off.get((kind, condition)),
             )
-            self._loss_off[kind] = loss.off
+            self._loss_off[kind, condition] = loss.off
             losses.append(loss)
         return losses
 
@@ -293,16 +333,19 @@ class Training:
             if self.motion:
                 velocity, _ = velocity_for(self.motion, "auto", prompt, latent, latent, generator)
                 noise = mixed_noise(shape, velocity, torch.tensor([self.motion.share]), generator)
-            latents = denoise(
+            guided = Guided(
                 self.model,
+                OneText(self._sample_text[index : index + 1]),
+                OneText(self._sample_text[-1:]),
+                guidance=defaults.guidance,
+                condition=None if self._blank is None else blank_condition(self._blank, self.config.frames),
+            )
+            latents = denoise(
+                guided,
                 noise.to(self.device),
-                self._sample_text[index : index + 1],
-                self._sample_text[-1:],
                 scheduler=make_scheduler(defaults.scheduler, self.scheduler_config),
                 steps=defaults.steps,
-                guidance=defaults.guidance,
                 generator=generator,
-                condition=self.condition(1),
             )
             self._move_vae(self.device)
             try:
@@ -315,6 +358,8 @@ class Training:
     def metadata(self, steps: int) -> TemporalMetadata:
         """What the weights file says after `steps` steps."""
         return TemporalMetadata(
+            arch=self.model.arch,
+            mid_block=self.model.mid_block,
             group_norm=self.model.group_norm,
             base=self.base.name,
             unet_hash=self.base.unet_hash,
@@ -325,6 +370,7 @@ class Training:
             scheduler={k: self.scheduler_config[k] for k in SCHEDULE_KEYS if k in self.scheduler_config},
             noise=self.noise,
             shared_noise=self.shared_noise,
+            condition=self.condition,
             motion=self.motion,
             steps=steps,
         )

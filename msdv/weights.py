@@ -1,9 +1,11 @@
-"""Temporal weights in and out: a safetensors file with the temporal tensors and what is needed to use them rightly."""
+"""Temporal weights in and out: a safetensors file with the temporal tensors and what is needed to use them rightly.
+
+Motion modules of other programs are read too: they say less of themselves, and go with any image model of their size.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,9 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from msdv import __version__
-from msdv.config import GroupNormMode, NoiseKind
+from msdv.config import Arch, Condition, GroupNormMode, NoiseKind
 from msdv.errors import MsdvError, UsageError
 from msdv.files import write_file
+from msdv.foreign import MotionFile, read_motion_file
+from msdv.tensors import TensorFile
 
 FORMAT = "msdv.temporal"
 VERSION = 1
@@ -39,12 +43,14 @@ class TemporalMetadata(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    arch: Literal["pseudo3d"] = "pseudo3d"
+    arch: Arch = "pseudo3d"
+    mid_block: bool = False
+    """Whether there is a motion module in the middle of the network."""
     group_norm: GroupNormMode
     base: str
     """Image model, as it was named for training."""
     unet_hash: str
-    """Of the image model's UNet configuration and weights: see model/base.py."""
+    """Of the image model's UNet configuration and weights: see model/base.py. Empty: any of its size will do."""
     frames: int
     """Frames of a training clip."""
     size: int
@@ -58,6 +64,8 @@ class TemporalMetadata(BaseModel):
     motion: Motion | None = None
     shared_noise: float = 0.0
     """How much of the noise was the same in all frames: see `partly_shared_noise` in model/noise.py."""
+    condition: Condition = "none"
+    """What of a clip the layers have learned to start from: as --condition of `msdv train`."""
     steps: int
     """Optimizer steps trained."""
     tool: str = f"msdv {__version__}"
@@ -83,21 +91,66 @@ class TemporalMetadata(BaseModel):
         return cls.model_validate(values)
 
 
+LINEAR: dict[str, str | int | float | bool | None] = {
+    "beta_schedule": "linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+}
+"""The noise schedule that AnimateDiff's motion modules were trained on."""
+_OURS = "msdv."
+"""Before what files for other programs say of their training."""
+
+
+def header_for_others(metadata: TemporalMetadata) -> dict[str, str]:
+    """The metadata as further lines in the header of a file for other programs, from which msdv reads it again."""
+    return {f"{_OURS}{key}": value for key, value in metadata.to_header().items()}
+
+
+def _metadata_of(modules: MotionFile) -> TemporalMetadata:
+    ours = {key.removeprefix(_OURS): value for key, value in modules.header.items() if key.startswith(_OURS)}
+    if ours:
+        return TemporalMetadata.from_header(ours).model_copy(update={"unet_hash": ""})
+    return TemporalMetadata(
+        arch="motion-module",
+        mid_block=modules.mid_block,
+        group_norm="joint",
+        base="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        unet_hash="",
+        frames=16,
+        size=512,
+        fps=8.0,
+        prediction_type="epsilon",
+        scheduler=LINEAR,
+        noise="independent",
+        steps=0,
+        tool=modules.kind,
+    )
+
+
 def _json_of(metadata: TemporalMetadata, name: str) -> str:
     return json.dumps(metadata.model_dump(include={name}, mode="json")[name])
 
 
-def save_temporal(path: Path, state: Mapping[str, Tensor], metadata: TemporalMetadata) -> None:
-    """Write temporal weights whole or not at all, in half precision: float16, which is what every tool reads.
+def save_temporal(
+    path: Path, state: Mapping[str, Tensor], metadata: TemporalMetadata, more: Mapping[str, str] | None = None
+) -> None:
+    """Write temporal weights whole or not at all, in half precision: float16, which is what every tool reads. `more`:
+    further lines of the header.
 
     Raises MsdvError if a weight is not finite or too large for half precision.
     """
+    save_half(path, state, {**metadata.to_header(), **(more or {})})
+
+
+def save_half(path: Path, state: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write trained weights as a .safetensors with these lines in its header: what `save_temporal` is about, and its
+    error."""
     half = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in state.items()}
     broken = [k for k, v in half.items() if not torch.isfinite(v).all()]
     if broken:
         raise MsdvError(f"{path} was not written: {broken[0]} is not finite: train with a lower --lr or with --bf16")
     with write_file(path) as temporary:
-        save_file(half, temporary, metadata=metadata.to_header())
+        save_file(half, temporary, metadata=dict(header))
         _sort_metadata(temporary)
 
 
@@ -115,36 +168,40 @@ def _sort_metadata(path: Path) -> None:
 
 
 def read_metadata(path: Path) -> TemporalMetadata:
-    """The metadata of a temporal weights file.
+    """The metadata of a temporal weights file, or what is known of motion modules of another program.
 
     Raises UsageError if there is no such file, MsdvError if it is something else.
     """
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist: give a temporal .safetensors or a run folder")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise MsdvError(f"{path} is not a safetensors file ({error}): give a temporal .safetensors") from error
-    if header.get("format") != FORMAT:
-        raise MsdvError(
-            f"{path} holds no temporal weights of msdv (format: {header.get('format', 'not given')}): "
-            "give a file that `msdv train` or `msdv export` wrote"
-        )
-    if header.get("version", "").isdigit() and int(header["version"]) > VERSION:
-        raise MsdvError(f"{path} was written by a newer msdv ({header.get('tool', 'unknown')}): update msdv")
-    try:
-        return TemporalMetadata.from_header(header)
-    except (ValidationError, ValueError) as error:
-        fault = str(error).splitlines()[0]
-        raise MsdvError(f"{path} has metadata that can't be read ({fault}): export the run again") from error
+    return _open(path)[0]
 
 
 def load_temporal(path: Path) -> tuple[dict[str, Tensor], TemporalMetadata]:
-    """Temporal weights (float16, on the CPU) and their metadata. Errors as in `read_metadata`."""
-    metadata = read_metadata(path)
+    """Temporal weights (on the CPU, as they are in the file) and their metadata. Errors as in `read_metadata`."""
+    metadata, modules = _open(path)
+    if modules is not None:
+        return modules.read(), metadata
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise MsdvError(f"{path} is damaged ({error}): export the run again") from error
+
+
+def _open(path: Path) -> tuple[TemporalMetadata, MotionFile | None]:
+    """Metadata, and the file if it is another program's."""
+    if not path.exists():
+        raise UsageError(f"{path} does not exist: give a temporal .safetensors or a run folder")
+    header = TensorFile(path).metadata if path.suffix.lower() == ".safetensors" and path.is_file() else {}
+    modules = read_motion_file(path) if header.get("format") != FORMAT else None
+    if modules is None and header.get("format") != FORMAT:
+        raise MsdvError(
+            f"{path} holds no temporal weights of msdv (format: {header.get('format', 'not given')}) and no motion "
+            "modules: give a file that `msdv train` or `msdv export` wrote, or one of AnimateDiff"
+        )
+    if header.get("version", "").isdigit() and int(header["version"]) > VERSION:
+        raise MsdvError(f"{path} was written by a newer msdv ({header.get('tool', 'unknown')}): update msdv")
+    try:
+        return _metadata_of(modules) if modules else TemporalMetadata.from_header(header), modules
+    except (ValidationError, ValueError) as error:
+        fault = str(error).splitlines()[0]
+        raise MsdvError(f"{path} has metadata that can't be read ({fault}): export the run again") from error

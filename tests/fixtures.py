@@ -47,3 +47,16 @@ def flow_run(tiny_base: Path, sky_frames: Path, tmp_path_factory: pytest.TempPat
     config = {"frames": 4, "size": SIZE, "steps": 10, "sample_every": 0, "lr": 1e-2, "noise": "flow", "device": "cpu"}
     train(TrainConfig.model_validate({**config, "base": str(tiny_base), "data": sky_frames, "out": out}))
     return out
+
+
+@pytest.fixture(scope="session")
+def motion_run(tiny_base: Path, sky_frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder: motion modules trained for ten steps on the tiny image model. Not to be changed."""
+    from msdv.config import TrainConfig
+    from msdv.train import train
+
+    out = tmp_path_factory.mktemp("runs") / "motion"
+    config = {"frames": 4, "size": SIZE, "steps": 10, "sample_every": 0, "lr": 1e-2, "device": "cpu"}
+    config |= {"arch": "motion-module", "base": str(tiny_base), "data": sky_frames, "out": out}
+    train(TrainConfig.model_validate(config))
+    return out

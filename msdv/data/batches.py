@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from msdv.config import keyframe_distance
 from msdv.data.cache import LatentCache, TextCache, mirror_caption
 from msdv.data.clips import Clip, video_of
 
@@ -56,6 +57,16 @@ class Batch:
     """(b, n, d), float32."""
     row_velocity: Tensor
     """(b, h), pixels per frame."""
+    given: Tensor
+    """(b, f) bool: frames that the model is shown clean (--condition)."""
+
+
+_Item = tuple[Tensor, Tensor, Tensor, Tensor]
+"""What a batch holds, of one clip."""
+_ONE_FRAME = 0.6
+"""With --condition first-frame: how often only the first one is given, of the clips that are shown so; else the first
+two to eight, for going on with a video. After a trial on sky timelapses."""
+MOST_FIRST_FRAMES = 8
 
 
 class ClipBatches:
@@ -71,6 +82,8 @@ class ClipBatches:
         batch_size: int,
         caption_dropout: float,
         seed: int,
+        condition: str = "none",
+        condition_share: float = 0.0,
     ) -> None:
         self._clips = clips
         self._latents = latents
@@ -79,6 +92,7 @@ class ClipBatches:
         self._batch_size = batch_size
         self._caption_dropout = caption_dropout
         self._seed = seed
+        self._condition, self._condition_share = condition, condition_share
         self._velocities = [latents.row_velocity(clip) for clip in clips]
 
     def batch(self, number: int) -> Batch:
@@ -95,7 +109,7 @@ class ClipBatches:
         order = torch.randperm(len(self._clips), generator=generator_for("epoch", self._seed, epoch))
         return int(order[place])
 
-    def _item(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _item(self, position: int) -> _Item:
         index = self._index(position)
         generator = generator_for("item", self._seed, position)
         clip = self._clips[index]
@@ -104,12 +118,48 @@ class ClipBatches:
         caption = mirror_caption(clip.caption) if mirrored else clip.caption
         if torch.rand((), generator=generator) < self._caption_dropout:
             caption = ""
-        return self._window(index, start, mirrored, caption)
+        stride, given = 1, torch.zeros(self._frames, dtype=torch.bool)
+        # What an option adds is drawn last: so it changes nothing else.
+        if self._condition == "first-frame":
+            given[: self._draw_first_frames(generator)] = True
+        elif every := keyframe_distance(self._condition):
+            start, stride, given = self._draw_keyframes(len(clip), start, every, generator)
+        return self._window(index, start, mirrored, caption, stride, given)
 
-    def _window(self, index: int, start: int, mirrored: bool, caption: str) -> tuple[Tensor, Tensor, Tensor]:
-        latents = self._latents.window(self._clips[index], start, self._frames, mirrored)
-        velocity = self._velocities[index]
-        return latents, self._text[caption], -velocity if mirrored else velocity
+    def _is_shown(self, generator: torch.Generator) -> bool:
+        return bool(torch.rand((), generator=generator) < self._condition_share)
+
+    def _draw_first_frames(self, generator: torch.Generator) -> int:
+        """How many frames at the start of a clip are given."""
+        shown = self._is_shown(generator)
+        one = bool(torch.rand((), generator=generator) < _ONE_FRAME)
+        some = int(torch.randint(2, MOST_FIRST_FRAMES + 1, (), generator=generator))
+        return shown * min(1 if one else some, self._frames - 1)
+
+    def _draw_keyframes(
+        self, length: int, start: int, every: int, generator: torch.Generator
+    ) -> tuple[int, int, Tensor]:
+        """Where a window begins in a clip of so many frames, how far its frames are apart, and which are given.
+
+        Where its keyframes aren't given, it is keyframes itself, as far apart as sampling puts them; half of these
+        begin with one that is given. Where they are, it may be those between keyframes of keyframes, which a second
+        pass makes.
+        """
+        shown = self._is_shown(generator)
+        even = bool(torch.rand((), generator=generator) < 0.5)
+        room = length - every * (self._frames - 1)
+        further = int(torch.randint(max(1, room), (), generator=generator))
+        given = torch.zeros(self._frames, dtype=torch.bool)
+        given[:: every if shown else self._frames] = shown or even
+        return (further, every, given) if room > 0 and (even or not shown) else (start, 1, given)
+
+    def _window(
+        self, index: int, start: int, mirrored: bool, caption: str, stride: int = 1, given: Tensor | None = None
+    ) -> _Item:
+        latents = self._latents.window(self._clips[index], start, self._frames, mirrored, stride)
+        velocity = self._velocities[index] * stride
+        given = torch.zeros(self._frames, dtype=torch.bool) if given is None else given
+        return latents, self._text[caption], -velocity if mirrored else velocity, given
 
     def middle(self, index: int) -> Batch:
         """The middle window of a clip, with its caption: what evaluation looks at."""
@@ -126,6 +176,6 @@ class ClipBatches:
         return torch.stack(self._velocities)
 
     @staticmethod
-    def _collate(items: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Batch:
-        latents, text, velocity = zip(*items, strict=True)
-        return Batch(torch.stack(latents), torch.stack(text), torch.stack(velocity))
+    def _collate(items: Sequence[_Item]) -> Batch:
+        latents, text, velocity, given = zip(*items, strict=True)
+        return Batch(torch.stack(latents), torch.stack(text), torch.stack(velocity), torch.stack(given))

@@ -96,11 +96,12 @@ class LatentCache:
         with safe_open(self.file(clip), framework="pt") as file:
             return file.get_tensor("row_velocity").clone()
 
-    def window(self, clip: Clip, start: int, frames: int, mirrored: bool) -> Tensor:
-        """Latents (4, frames, h, w), float32, read from disk alone."""
+    def window(self, clip: Clip, start: int, frames: int, mirrored: bool, stride: int = 1) -> Tensor:
+        """Latents (4, frames, h, w), float32, of every `stride`-th frame from `start` on, read from disk alone."""
         with safe_open(self.file(clip), framework="pt") as file:
-            view = file.get_slice("latents")[int(mirrored) : int(mirrored) + 1, :, start : start + frames]
-        return view[0].float()
+            end = start + stride * (frames - 1) + 1
+            view = file.get_slice("latents")[int(mirrored) : int(mirrored) + 1, :, start:end]
+        return view[0, :, ::stride].float()
 
 
 class TextCache:

@@ -1,5 +1,6 @@
-"""Frames to files, an encoder for each format that `write_video` knows."""
+"""Frames to files, an encoder for each format that `write_video` knows. None holds more than a few frames."""
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
@@ -8,6 +9,8 @@ from typing import Any
 
 import av
 import numpy as np
+
+from msdv.config import Dither
 
 Frame = np.ndarray  # (h, w, 3) uint8 RGB
 
@@ -18,6 +21,9 @@ _BT709 = 1  # the same number for matrix, primaries and transfer in ITU-T H.273
 _LIMITED_RANGE = 1
 # Browsers show gif frames of less than 2/100 s for 10/100 s.
 _GIF_SHORTEST = 2
+_GIF_TIME = Fraction(1, 100)
+_DITHERS: dict[Dither, str] = {"diffusion": "floyd_steinberg", "ordered": "bayer:bayer_scale=5", "none": "none"}
+MOST_WAITING = 64 * 2**20  # bytes of frames that wait in memory; more wait on the disk
 
 
 def _encode(
@@ -37,7 +43,7 @@ def _encode(
     first = next(frames)
     height, width = first.shape[:2]
     video = pixels.startswith("yuv")
-    container_format = {".png": "apng"}.get(path.suffix, path.suffix[1:])
+    container_format = {".png": "apng"}.get(path.suffix.lower(), path.suffix[1:].lower())
     with av.open(f"file:{path}", "w", format=container_format, options=container_options or {}) as output:
         container: Any = output
         container.flags |= av.container.Flags.bitexact.value
@@ -141,49 +147,110 @@ def _write_apng(path: Path, frames: Iterator[Frame], fps: float, _: str | None) 
     )
 
 
-def _write_gif(path: Path, frames: Iterator[Frame], fps: float, _: str | None) -> None:
-    """One palette for the whole clip (palettes that change make flat areas flicker), dithered by error diffusion, which
-    of the filter's kinds is nearest to the picture after a slight blur, and so to the eye.
+def _write_gif(path: Path, frames: Iterator[Frame], fps: float, dither: Dither) -> None:
+    """One palette for the whole clip (palettes that change make flat areas flicker). Of the filter's kinds of dithering
+    error diffusion is nearest to the picture after a slight blur, and so to the eye.
 
-    paletteuse needs the palette first, so all frames wait in memory, as RGB, until the last has come.
+    The palette has to be known first: until it is, the frames wait in a file.
     """
     step = max(Fraction(100) / Fraction(fps).limit_denominator(1001), Fraction(_GIF_SHORTEST))
-    time_base = Fraction(1, 100)
     first = next(frames)
     height, width = first.shape[:2]
-    graph: Any = av.filter.Graph()
-    source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=time_base)
-    split, palette = graph.add("split"), graph.add("palettegen", "stats_mode=full")
-    use, sink = graph.add("paletteuse", "dither=floyd_steinberg"), graph.add("buffersink")
-    source.link_to(split)
-    split.link_to(palette, 0, 0)
-    split.link_to(use, 1, 0)
-    palette.link_to(use, 0, 1)
-    use.link_to(sink)
-    graph.configure()
-    for index, array in enumerate(chain([first], frames)):
+    with _waiting_room(path) as room:
+        count, palette = 0, _Filter(width, height, "palettegen", "stats_mode=full")
+        for array in chain([first], frames):
+            room.write(array.data)
+            palette.push(array, count)
+            count += 1
+        room.seek(0)
+        use = _Filter(width, height, "paletteuse", f"dither={_DITHERS[dither]}", palette.finish()[0])
+        with av.open(f"file:{path}", "w", format="gif", options={"loop": "0"}) as container:
+            stream: Any = container.add_stream("gif", rate=100)
+            stream.width, stream.height, stream.pix_fmt, stream.time_base = width, height, "pal8", _GIF_TIME
+            stream.codec_context.time_base, stream.codec_context.thread_count = _GIF_TIME, 1
+
+            def encode(pictures: list[Any]) -> None:
+                for picture in pictures:
+                    picture.pict_type = av.video.frame.PictureType.NONE
+                    _mux(container, stream.encode(picture), lambda index: round(index * step))
+
+            for index in range(count):
+                array = np.frombuffer(room.read(first.nbytes), np.uint8).reshape(first.shape)
+                encode(use.push(array, round(index * step)))
+            encode(use.finish())
+            _mux(container, stream.encode(None), lambda index: round(index * step))
+
+
+class _Filter:
+    """One of FFmpeg's filters, for RGB frames, that is given a palette or makes one."""
+
+    def __init__(self, width: int, height: int, name: str, options: str, palette: Any = None) -> None:
+        self._graph: Any = av.filter.Graph()  # which ends with its last reference, and its filters with it
+        rgb = av.VideoFormat("rgb24")
+        self._source = self._graph.add_buffer(width=width, height=height, format=rgb, time_base=_GIF_TIME)
+        of_palette = None
+        if palette is not None:
+            size = {"width": palette.width, "height": palette.height}
+            of_palette = self._graph.add_buffer(**size, format=palette.format, time_base=_GIF_TIME, name="palette")
+        filter_, self._sink = self._graph.add(name, options), self._graph.add("buffersink")
+        self._source.link_to(filter_, 0, 0)
+        if of_palette is not None:
+            of_palette.link_to(filter_, 0, 1)
+        filter_.link_to(self._sink)
+        self._graph.configure()
+        if of_palette is not None:
+            palette.pts, palette.time_base = 0, _GIF_TIME
+            of_palette.push(palette)
+            of_palette.push(None)
+
+    def push(self, array: Frame, pts: int) -> list[Any]:
+        """Give it a frame, to be shown at `pts`; what comes out."""
         frame = av.VideoFrame.from_ndarray(array, format="rgb24")
-        frame.pts, frame.time_base = round(index * step), time_base
-        source.push(frame)
-    source.push(None)
-    with av.open(f"file:{path}", "w", format="gif", options={"loop": "0"}) as container:
-        stream: Any = container.add_stream("gif", rate=100)
-        stream.width, stream.height, stream.pix_fmt, stream.time_base = width, height, "pal8", time_base
-        stream.codec_context.time_base, stream.codec_context.thread_count = time_base, 1
+        frame.pts, frame.time_base = pts, _GIF_TIME
+        self._source.push(frame)
+        return self._pull()
+
+    def finish(self) -> list[Any]:
+        """What comes out after the last frame."""
+        self._source.push(None)
+        return self._pull()
+
+    def _pull(self) -> list[Any]:
+        found = []
         while True:
             try:
-                frame = sink.pull()
+                found.append(self._sink.pull())
             except (av.EOFError, av.BlockingIOError):
-                break
-            frame.pict_type = av.video.frame.PictureType.NONE
-            _mux(container, stream.encode(frame), lambda index: round(index * step))
-        _mux(container, stream.encode(None), lambda index: round(index * step))
+                return found
 
 
-ENCODERS: dict[str, Callable[[Path, Iterator[Frame], float, str | None], None]] = {
-    ".gif": _write_gif,
+def _waiting_room(path: Path) -> Any:
+    """A file that has no name, in memory while it is small, else on the disk of `path`."""
+    return tempfile.SpooledTemporaryFile(MOST_WAITING, dir=str(path.parent))
+
+
+_Encoder = Callable[[Path, Iterator[Frame], float, str | None], None]
+
+ENCODERS: dict[str, _Encoder] = {
     ".mp4": _write_h264,
     ".webm": _write_vp9,
     ".webp": _write_webp,
     ".png": _write_apng,
 }
+
+
+def encode_file(
+    path: Path,
+    suffix: str,
+    frames: Iterator[Frame],
+    fps: float,
+    *,
+    dither: Dither = "diffusion",
+    comment: str | None = None,
+) -> None:
+    """Write frames, one after the other, to the file `path` of the kind `suffix`, one of VIDEO_SUFFIXES. The containers
+    of mp4 and webm take the comment; the others get theirs afterwards (metadata.py)."""
+    if suffix == ".gif":
+        _write_gif(path, frames, fps, dither)
+    else:
+        ENCODERS[suffix](path, frames, fps, comment)

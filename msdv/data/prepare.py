@@ -19,8 +19,8 @@ from msdv import __version__
 from msdv.config import PrepConfig
 from msdv.console import console, plain, progress
 from msdv.data.captions import CaptionLists, find_caption, read_caption_lists
-from msdv.data.contact_sheet import write_contact_sheet
-from msdv.data.grading import Grades, grade, kind_of, overlays_of, put_in_place, tiles_of, verdict_lines
+from msdv.data.finish import finish
+from msdv.data.grading import kind_of, verdict_lines
 from msdv.data.manifest import (
     CONTACT_SHEET,
     DROPPED,
@@ -37,7 +37,6 @@ from msdv.data.manifest import (
     update_manifest,
     write_record,
 )
-from msdv.data.overlay import describe
 from msdv.data.pool import Pool
 from msdv.data.sources import Source, assign_folders, find_sources, is_picture
 from msdv.errors import MsdvError, UsageError
@@ -174,8 +173,9 @@ class _Preparation:
             # Also of clips that were finished when no answer was heard any more.
             finished = {name: row for name, row in read_records(folder).items() if name not in self.records}
             update_manifest(folder, self.lock, {**finished, **self.rows})
-        rows, overlays, left_out = self._finish()
-        mine = [row for row in rows if row["clip"] in self.rows]
+        graded = finish(config, self.lock, self.overlays, looks_for_overlays=bool(self.made))
+        mine = [row for row in graded.rows if row["clip"] in self.rows]
+        left_out = len(graded.left_out & self.rows.keys())
         if not self.made + self.skipped and processes == 1:
             raise MsdvError(self._nothing_used())
         if left_out >= self.made + self.skipped and processes == 1:
@@ -195,44 +195,11 @@ class _Preparation:
             ),
             contact_sheet=shown if shown.exists() else None,
             verdicts=tuple(verdict_lines(mine)),
-            overlays=overlays,
+            overlays=graded.overlays,
         )
 
     def _is_ours(self, record: Row, names: Mapping[str, str]) -> bool:
         return record["clip"] in names.values() or record.get("source") in names
-
-    def _finish(self) -> tuple[list[Row], tuple[str, ...], int]:
-        """Grade all clips of the folder, put them where they belong, and show them.
-
-        Returns the manifest's rows, lines about overlays, and how many of this run's clips are left out.
-        """
-        folder = self.config.frames
-        records = {**read_records(folder / DROPPED), **read_records(folder)}
-        records = {name: records[name] for name in sorted(records) if "verdict" in records[name]}
-        # Of clips that are nearly the same, the first one stays.
-        best = sorted(records, key=lambda name: (_worth(records[name]), name))
-        before = {row["clip"]: row for row in read_manifest(folder)}
-        grades = grade({name: records[name] for name in best}, self.config)
-        with self.lock.writing():
-            put_in_place(folder, records, grades.left_out)
-        boxes = self.overlays
-        lines: tuple[str, ...] = ()
-        if self.made:
-            kept = {name: record for name, record in records.items() if name not in grades.left_out}
-            found = overlays_of(folder, kept)
-            boxes = {name: [list(overlay.box) for overlay in clip] for name, clip in found.items()}
-            size = {overlay: (kept[name]["width"], kept[name]["height"]) for name in found for overlay in found[name]}
-            lines = tuple(describe(overlay, *size[overlay]) for overlay in size)
-        rows = {
-            name: {**record, "verdict": _verdict(name, record, before, grades), "overlays": boxes.get(name, [])}
-            for name, record in records.items()
-        }
-        all_rows = update_manifest(folder, self.lock, rows)
-        tiles = tiles_of(folder, all_rows, self.config.sort)
-        if tiles:
-            with self.lock.writing():
-                write_contact_sheet(folder / CONTACT_SHEET, tiles, self.config.sort)
-        return all_rows, lines, len(grades.left_out.keys() & self.rows.keys())
 
     def _look_at(self, source: Source, name: str) -> Iterator[_Todo]:
         """The clip to make of a file; nothing if there is none to make, which is then in the manifest's rows."""
@@ -363,24 +330,6 @@ class _Preparation:
             f"not one of {len(self.failed)} files in {self.config.videos} could be used (the first: {self.failed[0]}):"
             f" see {self.config.frames / MANIFEST}"
         )
-
-
-def _worth(record: Row) -> tuple[bool, int, int]:
-    """What is better sorts first: with a caption, larger, longer."""
-    pixels = (record.get("source_width") or 0) * (record.get("source_height") or 0)
-    return not record.get("caption"), -pixels, -record.get("frames", 0)
-
-
-def _verdict(name: str, record: Row, before: Mapping[str, Row], grades: Grades) -> str:
-    """What the manifest says of a finished clip."""
-    if name in before and before[name]["verdict"].startswith("failed"):  # frames of a file that has got worse
-        return str(before[name]["verdict"])
-    if name in grades.left_out:
-        return f"skipped: {grades.left_out[name]}"
-    verdict = str(record["verdict"])
-    if name in grades.remarks:
-        verdict += ("; " if "," in verdict else ", ") + grades.remarks[name]
-    return verdict
 
 
 def _check_paths(config: PrepConfig) -> None:

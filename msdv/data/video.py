@@ -14,9 +14,10 @@ import av
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from msdv.config import OUTPUT_SUFFIXES
+from msdv.config import OUTPUT_SUFFIXES, VIDEO_SUFFIXES, Dither
 from msdv.data import metadata as comments
-from msdv.data.encode import ACCURATE, ENCODERS, Frame
+from msdv.data.encode import ACCURATE, Frame, encode_file
+from msdv.data.tensors import read_settings
 from msdv.errors import MsdvError, UsageError
 from msdv.files import write_file, write_folder
 
@@ -43,18 +44,28 @@ def output_format(path: Path) -> str:
     return suffix
 
 
-def write_video(path: Path, frames: Iterable[Frame], *, fps: float, metadata: Mapping[str, Any] | None = None) -> None:
+def write_video(
+    path: Path,
+    frames: Iterable[Frame],
+    *,
+    fps: float,
+    metadata: Mapping[str, Any] | None = None,
+    dither: Dither = "diffusion",
+) -> None:
     """Write frames, each (h, w, 3) uint8, as what the suffix of `path` says, whole or not at all.
 
     `.gif` (one palette for all frames; shows at most 50 frames a second), `.mp4` (H.264), `.webm` (VP9), `.webp` and
     `.png` (animated); without a suffix a folder of 000001.png and so on. Pictures loop forever where the format can say
     so. H.264 needs even sizes: an odd edge is repeated once. `metadata`, a mapping that JSON can hold, goes into the
-    file's comment as one JSON object (a folder gets it as settings.json); `read_metadata` gives it back.
+    file's comment as one JSON object (a folder gets it as settings.json); `read_metadata` gives it back. Frames are
+    taken one at a time and not kept. `dither`: how a gif shows what is between its colours.
 
     Replaces what stands at `path`; ask `refuse_overwrite` before. Raises UsageError for an unknown suffix, ValueError
     for no frames, frames of different sizes or fps <= 0.
     """
     suffix = output_format(path)
+    if suffix and suffix not in VIDEO_SUFFIXES:
+        raise UsageError(f"{path}: {suffix} holds no moving picture: choose {', '.join(VIDEO_SUFFIXES)}")
     if not fps > 0:
         raise ValueError(f"fps must be above 0, not {fps}")
     frames = _checked(frames)
@@ -69,9 +80,9 @@ def write_video(path: Path, frames: Iterable[Frame], *, fps: float, metadata: Ma
             (folder / _SETTINGS).write_text(settings + "\n", encoding="utf-8", errors="replace")
         return
     with write_file(path) as temporary:
-        ENCODERS[suffix](temporary, frames, fps, text)
+        encode_file(temporary, suffix, frames, fps, dither=dither, comment=text)
         if text and suffix in (".gif", ".png", ".webp"):
-            temporary.write_bytes(comments.embed(temporary.read_bytes(), suffix, text))
+            comments.embed(temporary, suffix, text)
 
 
 def read_video(path: Path) -> tuple[np.ndarray, float]:
@@ -102,7 +113,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
         if path.is_dir():
             text = (path / _SETTINGS).read_text(encoding="utf-8") if (path / _SETTINGS).exists() else None
         elif suffix in (".gif", ".png", ".webp"):
-            text = comments.extract(path.read_bytes(), suffix)
+            text = comments.extract(path, suffix)
+        elif suffix == ".safetensors":
+            return read_settings(path)
         else:
             with av.open(f"file:{path}") as container:
                 text = {key.lower(): value for key, value in container.metadata.items()}.get("comment")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 # A CUDA grid has at most 65,535 blocks in y and z, and kernels put batch x heads there. Temporal attention at 512x512
 # with guidance has 64 * 64 * 2 * 8 = 65,536.
 MAX_BATCH_HEADS = 65_535
-# On a CPU the backward pass of torch's fused attention in bfloat16 takes longer than all convolutions of a small model
-# together (docs/measurements.md); up to this many attention scores, holding them is faster and fits.
+# On a CPU torch's fused attention in bfloat16 is slower, its backward pass so much that it takes longer than all
+# convolutions of a small model together (docs/measurements.md); up to this many scores, holding them fits.
 MAX_CPU_SCORES = 2**27
 
 
@@ -58,9 +58,8 @@ def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         assert flash is not None
         return flash(query, key, value)
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))  # (b, heads, tokens, d)
-    trains_in_half = query.dtype != torch.float32 and torch.is_grad_enabled() and query.requires_grad
     scores = query.shape[:3].numel() * key.shape[2]
-    if query.device.type == "cpu" and trains_in_half and scores <= MAX_CPU_SCORES:
+    if query.device.type == "cpu" and query.dtype != torch.float32 and scores <= MAX_CPU_SCORES:
         return explicit_attention(query, key, value).transpose(1, 2)
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 

@@ -1,6 +1,7 @@
 """Base models in: hub, folder, single file, the built-in one, the 2022 layout. The one place for dtype and device."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from msdv.model import hub
 from msdv.model.build import build_network, build_text_encoder, check_width, hash_unet, load_tokenizer, quiet
 from msdv.model.devices import Precision, choose_device, choose_precision
 from msdv.model.folder import read_folder
+from msdv.model.lora import Lora, merge
 from msdv.model.parts import Parts, SamplingDefaults
 from msdv.model.single_file import read_single_file
 from msdv.run import BUILTIN
@@ -112,14 +114,28 @@ class Base:
                 prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
             )
         if len(whole) > length:
-            rest = self.tokenizer.decode(whole[length - 1 : -1], clean_up_tokenization_spaces=False).strip()
-            rest = f"{rest[:60]} ..." if len(rest) > 64 else rest
-            self._note(f'the prompt is longer than {length - 2} tokens; its end is not seen: "{rest}"')
+            number, word = self._first_unseen_word(prompt, length)
+            start = f"{prompt.strip()[:30].rstrip()} ..."
+            self._note(
+                f'"{start}" has {len(whole) - 2} tokens, and the model sees {length - 2}: from word {number} on, '
+                f'"{word[:30]}", nothing is seen'
+            )
         mask = tokens.attention_mask.to(self.device) if getattr(config, "use_attention_mask", None) else None
         embeddings: Tensor = self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
         if not embeddings.isfinite().all():
             raise MsdvError(f"{self.name}: the text encoder gives numbers that are none: try --bf16, or no --fp16")
         return embeddings
+
+    def _first_unseen_word(self, prompt: str, length: int) -> tuple[int, str]:
+        """The first word, and which one it is from 1, that is not whole among `length` tokens."""
+
+        def is_cut(count: int) -> bool:
+            return len(self.tokenizer(" ".join(words[:count]), truncation=False).input_ids) > length
+
+        words = prompt.split()
+        with quiet():
+            number = bisect_left(range(1, len(words)), True, key=is_cut) + 1
+        return number, words[number - 1]
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
@@ -176,10 +192,20 @@ class Base:
 
     def decode_passes(self, latents: Tensor) -> Iterator[Tensor]:
         """What `decode_latents` puts together: few frames at a time, which bounds memory."""
-        factor = self.vae_scale_factor
-        for part in latents.split(_frames_a_pass(latents.shape[-2] * factor, latents.shape[-1] * factor)):
-            pictures = self.decode(part).add(1).mul(127.5).round_().clamp_(0, 255)
+        for pictures in self._decode_parts(latents):
+            pictures.add_(1).mul_(127.5).round_().clamp_(0, 255)
             yield pictures.to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def picture_passes(self, latents: Tensor) -> Iterator[np.ndarray]:
+        """Like `decode_passes`, but not rounded to bytes: float32 from 0 to 1, (n, 8h, 8w, 3)."""
+        for pictures in self._decode_parts(latents):
+            pictures.div_(2).add_(0.5).clamp_(0, 1)
+            yield pictures.cpu().permute(0, 2, 3, 1).contiguous().numpy()
+
+    def _decode_parts(self, latents: Tensor) -> Iterator[Tensor]:
+        factor = self.vae_scale_factor
+        frames = _frames_a_pass(latents.shape[-2] * factor, latents.shape[-1] * factor)
+        yield from map(self.decode, latents.split(frames))
 
     def unload(self, part: PartName) -> None:
         """Free the memory of a network that is not needed any more."""
@@ -217,9 +243,10 @@ def load_base(
     device: torch.device,
     dtype: torch.dtype,
     parts: Sequence[PartName] = ("unet", "vae", "text_encoder"),
+    loras: Sequence[Lora] = (),
 ) -> Base:
     """Load an image model: `builtin`, a folder, a single file, or a hub id. Its networks are frozen, in eval mode, and
-    stored in `dtype`.
+    stored in `dtype`. `loras` are merged into them; `unet_hash` is that of the model without.
 
     Raises:
         UsageError: for a path that does not exist, or a kind of file that can't be one.
@@ -247,15 +274,20 @@ def load_base(
     )
     with quiet():
         if "unet" in parts:
-            unet = build_network(UNet2DConditionModel, found.unet)
-            base.unet_hash = hash_unet(unet.config, unet.state_dict())
-            base.unet = unet.to(device, dtype)
+            base.unet = build_network(UNet2DConditionModel, found.unet)
+            base.unet_hash = hash_unet(base.unet.config, base.unet.state_dict())
         if "vae" in parts:
             base.vae = build_network(AutoencoderKL, found.vae).to(device, dtype)
+            if device.type == "cpu":  # convolutions there are faster so (docs/measurements.md)
+                base.vae.to(memory_format=torch.channels_last)
         if "text_encoder" in parts:
             base.tokenizer = load_tokenizer(found.tokenizer)
-            base.text_encoder = build_text_encoder(found.text_encoder, base.tokenizer).to(device, dtype)
+            base.text_encoder = build_text_encoder(found.text_encoder, base.tokenizer)
             check_width(canonical, found)
+        base.notes += merge(loras, canonical, base.unet, base.text_encoder, dtype)
+        for network in (base.unet, base.text_encoder):
+            if network is not None:
+                network.to(device, dtype)
     base.temporal = found.temporal() if callable(found.temporal) else found.temporal
     return base
 

@@ -1,7 +1,8 @@
-"""Resnets, transformers and upsamplers of Stable Diffusion 1.x/2.x for frames folded into the batch, (b f) c h w.
+"""Resnets, transformers and upsamplers of Stable Diffusion 1.x/2.x for frames folded into the batch, (b f) c h w, and
+the blocks that they are in.
 
 Each takes over the layers of its counterpart in diffusers, whose names stay, and computes what that computes, with
-temporal layers in between. What sees each frame for itself is worked off as `FrameContext` says.
+places for temporal layers in between. What sees each frame for itself is worked off as `FrameContext` says.
 """
 
 import functools
@@ -18,7 +19,11 @@ from msdv.model.chunks import Again, by_frames, by_positions, memory_format
 from msdv.model.frames import FrameContext
 from msdv.model.frozen import FrozenConv2d, geglu
 from msdv.model.layers import SpatioTemporalConv, TemporalAttention
+from msdv.model.motion_module import MotionModule
 from msdv.model.stores import OnHost
+
+_CACHED = 2**20  # numbers
+_MOST_PARTS = 64
 
 
 class VideoResnet(Unit):
@@ -48,9 +53,9 @@ class VideoResnet(Unit):
         *pictures, temb = inputs
         h = self.conv1.after_norm(pictures, self.norm1, self.mode)
         h = _add(h, self.time_emb_proj(F.silu(temb))[:, :, None, None])
-        h = self.conv2.after_norm((h,), self.norm2, self.mode)
+        h = self.conv2.after_norm((h,), self.norm2, self.mode, over=True)
         if self.conv_shortcut is not None:
-            return _add(h, self.conv_shortcut.of_all(pictures))
+            return self.conv_shortcut.add_to(h, pictures)
         (x,) = pictures
         return _add(h, x)
 
@@ -112,25 +117,36 @@ class VideoTransformer(Unit):
             del tokens
             return out if self.linear else self.proj_out(out)
 
-        tokens = by_frames(enter, x, ranges, again)
-        if self.context.enabled:
-            trained = [p for p in block.parameters() if p.requires_grad]
+        lora = [p for m in (block.attn1, block.attn2) for p in m.parameters() if p.requires_grad]
+        tokens = by_frames(enter, x, ranges, again, trained=lora)
+        if self.context.enabled and block.attn_temporal is not None:
+            assert block.norm_temporal is not None
+            trained = [*block.norm_temporal.parameters(), *block.attn_temporal.parameters()]
             across = functools.partial(block.across_frames, frames=frames)
             tokens = by_positions(across, tokens, self.context.parts, trained, again)
-        return _add(by_frames(leave, tokens, ranges, again), x)
+        return _add(by_frames(leave, tokens, ranges, again, over=True), x)
 
 
 class VideoTransformerBlock(nn.Module):
-    """diffusers' `BasicTransformerBlock` in three steps, the second of which is temporal attention."""
+    """diffusers' `BasicTransformerBlock` in three steps, the second of which is temporal attention, once there is
+    one."""
+
+    norm_temporal: nn.LayerNorm | None
+    attn_temporal: TemporalAttention | None
 
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.norm1, self.attn1 = block.norm1, block.attn1
         self.norm2, self.attn2 = block.norm2, block.attn2
-        channels = block.attn1.to_q.in_features
-        self.norm_temporal = nn.LayerNorm(channels)
-        self.attn_temporal = TemporalAttention(channels, block.attn1.heads)
+        self.register_module("norm_temporal", None)
+        self.register_module("attn_temporal", None)
         self.norm3, self.ff = block.norm3, block.ff
+
+    def add_temporal(self) -> None:
+        """Put untrained temporal attention in."""
+        channels: int = self.attn1.to_q.in_features
+        self.norm_temporal = nn.LayerNorm(channels)
+        self.attn_temporal = TemporalAttention(channels, self.attn1.heads)
 
     @staticmethod
     def takes(block: Any) -> bool:
@@ -145,10 +161,21 @@ class VideoTransformerBlock(nn.Module):
 
     def across_frames(self, x: Tensor, frames: int) -> Tensor:
         """(b f) p c -> (b f) p c."""
+        assert self.norm_temporal is not None and self.attn_temporal is not None
         return _add(self.attn_temporal(self.norm_temporal(x), frames), x)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """(b f) p c -> (b f) p c."""
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            return self._feed_forward(x)
+        # What lies between is eight times as large. In parts it stays in the processor's cache.
+        rows = x.reshape(-1, x.shape[-1])
+        some = max(_CACHED // (8 * x.shape[-1]), -(-len(rows) // _MOST_PARTS))
+        if some >= len(rows):
+            return self._feed_forward(x)
+        return torch.cat([self._feed_forward(part) for part in rows.split(some)]).reshape(x.shape)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         project, _, out = self.ff.net
         return _add(out(geglu(project.proj(self.norm3(x)))), x)
 
@@ -175,15 +202,79 @@ class VideoUpsample(Unit):
         return self.conv.after_upsampling(x, list(size))
 
 
-class VideoUpBlock(nn.Module):
-    """diffusers' `CrossAttnUpBlock2D` and `UpBlock2D`, which concatenate outside of their resnets."""
+class VideoBlock(nn.Module):
+    """Resnets, each followed by a transformer or none, and once there are such, by a motion module."""
+
+    motion_modules: nn.ModuleList | None
 
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.has_cross_attention = hasattr(block, "attentions")
         if self.has_cross_attention:
             self.attentions = block.attentions
-        self.resnets, self.upsamplers = block.resnets, block.upsamplers
+        self.resnets = block.resnets
+        self.register_module("motion_modules", None)
+
+    def add_temporal(self, groups: int, mode: GroupNormMode, context: FrameContext) -> None:
+        """Put untrained motion modules in."""
+        modules = (MotionModule(channels, groups, mode, context) for channels in self._channels())
+        self.motion_modules = nn.ModuleList(modules)
+
+    def _channels(self) -> list[int]:
+        """Of the pictures at each place where there may be a motion module."""
+        return [resnet.conv2.spatial_conv.out_channels for resnet in self.resnets]
+
+    def after_resnet(self, index: int, x: Tensor, text: Tensor | None) -> Tensor:
+        """(b f) c h w -> (b f) c h w."""
+        if self.has_cross_attention:
+            (x,) = self.attentions[index](x, text)
+        return x if self.motion_modules is None else self.motion_modules[index](x)
+
+
+class VideoDownBlock(VideoBlock):
+    """diffusers' `CrossAttnDownBlock2D` and `DownBlock2D`."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__(block)
+        self.downsamplers = block.downsamplers
+
+    def forward(
+        self, hidden_states: Tensor, temb: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(b f) c h w -> (b f) c' h' w', and what is left for the way up."""
+        x, left = hidden_states, []
+        for index, resnet in enumerate(self.resnets):
+            x = self.after_resnet(index, resnet(x, temb), encoder_hidden_states)
+            left.append(x)
+        for downsample in self.downsamplers or ():
+            x = downsample(x)
+            left.append(x)
+        return x, tuple(left)
+
+
+class VideoMidBlock(VideoBlock):
+    """diffusers' `UNetMidBlock2DCrossAttn`, which begins with one resnet more."""
+
+    def _channels(self) -> list[int]:
+        return super()._channels()[1:]
+
+    def forward(
+        self, hidden_states: Tensor, temb: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        """(b f) c h w -> (b f) c h w."""
+        first, *others = self.resnets
+        x = first(hidden_states, temb)
+        for index, resnet in enumerate(others):
+            x = resnet(self.after_resnet(index, x, encoder_hidden_states), temb)
+        return x
+
+
+class VideoUpBlock(VideoBlock):
+    """diffusers' `CrossAttnUpBlock2D` and `UpBlock2D`, which concatenate outside of their resnets."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__(block)
+        self.upsamplers = block.upsamplers
 
     def forward(
         self,
@@ -198,11 +289,19 @@ class VideoUpBlock(nn.Module):
         x = hidden_states
         for index, (resnet, skip) in enumerate(zip(self.resnets, reversed(res_hidden_states_tuple), strict=True)):
             x = resnet(x, temb, skip)
-            if self.has_cross_attention:
-                (x,) = self.attentions[index](x, encoder_hidden_states)
+            _let_go(skip)
+            if not index:
+                _let_go(hidden_states)
+            x = self.after_resnet(index, x, encoder_hidden_states)
         for upsample in self.upsamplers or ():
             x = upsample(x, upsample_size)
         return x
+
+
+def _let_go(x: Tensor) -> None:
+    """Free the memory of a tensor that diffusers' forward, in sampling, holds on to and does not look at again."""
+    if not torch.is_grad_enabled():
+        x.data = x.new_empty(0)
 
 
 def _add(new: Tensor, x: Tensor) -> Tensor:

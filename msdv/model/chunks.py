@@ -33,9 +33,17 @@ def by_frames(
     x: Tensor,
     ranges: Ranges,
     again: Again = Again(),
+    *,
+    over: bool = False,
+    trained: Sequence[Tensor] = (),
 ) -> Tensor:
-    """`compute(x[r], r)` for all ranges of frames. `compute` must be frozen and see each frame for itself."""
-    return compute(x, ranges[0]) if len(ranges) == 1 else _ByFrames.apply(x, compute, ranges, again)
+    """`compute(x[r], r)` for all ranges of frames. `compute` must see each frame for itself, and be frozen but for the
+    parameters `trained`. `over`: without gradients the result, which is as large as x, may take its place."""
+    if len(ranges) == 1:
+        return compute(x, ranges[0])
+    if over and not torch.is_grad_enabled():
+        return put_together(lambda part: compute(x[part], part), x.shape[0], ranges, over=x)
+    return _ByFrames.apply(x, compute, ranges, again, *trained)
 
 
 def by_positions(
@@ -46,32 +54,41 @@ def by_positions(
     again: Again = Again(),
 ) -> Tensor:
     """`compute(x)` for x (n, p, c), worked off in about so many parts of the p positions, each of which `compute` must
-    see for itself. `trained`: its parameters."""
+    see for itself. `trained`: its parameters. Without gradients the result takes the place of x."""
+    if parts == 1:
+        return compute(x)
     size = -(-x.shape[1] // parts)
-    return compute(x) if parts == 1 else _ByPositions.apply(x, compute, size, again, *trained)
+    if torch.is_grad_enabled():
+        return _ByPositions.apply(x, compute, size, again, *trained)
+    for part in x.split(size, dim=1):
+        part.copy_(compute(part))
+    return x
 
 
 class _ByFrames(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, compute: Callable[[Tensor, slice], Tensor], ranges: Ranges, again: Again
+        ctx: Any, x: Tensor, compute: Callable[[Tensor, slice], Tensor], ranges: Ranges, again: Again, *trained: Tensor
     ) -> Tensor:
-        ctx.compute, ctx.ranges = compute, ranges
+        ctx.compute, ctx.ranges, ctx.trained = compute, ranges, trained
         _keep(ctx, x, again)
         return put_together(lambda part: compute(x[part], part), x.shape[0], ranges)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x = _take(ctx)
+        sums = _Sums(ctx.trained)
 
         def compute(part: slice) -> Tensor:
             frames = x[part].detach().requires_grad_()
             with torch.enable_grad():
                 y = ctx.compute(frames, part)
-            return torch.autograd.grad(y, frames, gradient[part])[0]
+            found, *of_trained = torch.autograd.grad(y, [frames, *ctx.trained], gradient[part])
+            sums.add(of_trained)
+            return found
 
         with ctx.again.weights():
-            return put_together(compute, x.shape[0], ctx.ranges), None, None, None
+            return put_together(compute, x.shape[0], ctx.ranges), None, None, None, *sums.results()
 
 
 class _ByPositions(torch.autograd.Function):
@@ -90,17 +107,30 @@ class _ByPositions(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x = _take(ctx)
         dx = torch.empty_like(x)
-        # In float32, for the sum not to depend on the number of parts.
-        sums = [torch.zeros_like(p, dtype=torch.float32) for p in ctx.trained]
+        sums = _Sums(ctx.trained)
         for own, part, of_part in zip(*(t.split(ctx.size, dim=1) for t in (dx, x, gradient)), strict=True):
             positions = part.detach().requires_grad_()
             with torch.enable_grad():
                 y = ctx.compute(positions)
             found, *of_trained = torch.autograd.grad(y, [positions, *ctx.trained], of_part)
             own.copy_(found)
-            for total, one in zip(sums, of_trained, strict=True):
-                total += one
-        return dx, None, None, None, *(total.to(p.dtype) for total, p in zip(sums, ctx.trained, strict=True))
+            sums.add(of_trained)
+        return dx, None, None, None, *sums.results()
+
+
+class _Sums:
+    """Gradients of parameters, of all parts together: in float32, for the sum not to depend on their number."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._dtypes = [p.dtype for p in parameters]
+        self._totals = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+
+    def add(self, of_part: Sequence[Tensor]) -> None:
+        for total, one in zip(self._totals, of_part, strict=True):
+            total += one
+
+    def results(self) -> list[Tensor]:
+        return [total.to(dtype) for total, dtype in zip(self._totals, self._dtypes, strict=True)]
 
 
 def _keep(ctx: Any, x: Tensor, again: Again) -> None:
@@ -118,13 +148,17 @@ def _take(ctx: Any) -> Tensor:
     return kept.take()
 
 
-def put_together(compute: Callable[[slice], Tensor], n: int, ranges: Ranges) -> Tensor:
-    """`compute(r)` for all ranges of a batch of n, in the memory format of the first."""
+def put_together(compute: Callable[[slice], Tensor], n: int, ranges: Ranges, *, over: Tensor | None = None) -> Tensor:
+    """`compute(r)` for all ranges of a batch of n, in the memory format of the first. `over`: a tensor of the result's
+    size, frame by frame one after the other in memory, that is no longer needed where a range has been computed."""
     first = compute(ranges[0])
     if len(ranges) == 1:
         return first
     layout = memory_format(first) if first.ndim == 4 else torch.contiguous_format
-    out = torch.empty((n, *first.shape[1:]), dtype=first.dtype, device=first.device, memory_format=layout)
+    if over is None:
+        out = torch.empty((n, *first.shape[1:]), dtype=first.dtype, device=first.device, memory_format=layout)
+    else:
+        out = over.as_strided((n, *first.shape[1:]), (first[0].numel(), *first.stride()[1:]))
     out[ranges[0]] = first
     del first
     for part in ranges[1:]:

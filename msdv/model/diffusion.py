@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import diffusers
 import torch
@@ -81,51 +82,83 @@ class TrainingSchedule:
             return latents
         raise MsdvError(f"prediction type {self.prediction_type} is not known: choose another --base")
 
+    def clean(self, noisy: Tensor, predicted: Tensor, timestep: Tensor) -> Tensor:
+        """The latents that a prediction for noisy ones of variance 1, at timestep (), says are below the noise."""
+        signal = self._scheduler.alphas_cumprod[int(timestep.round())].item()
+        if self.prediction_type == "sample":
+            return predicted
+        if self.prediction_type == "v_prediction":
+            return signal**0.5 * noisy - (1 - signal) ** 0.5 * predicted
+        return (noisy - (1 - signal) ** 0.5 * predicted) / max(signal, 1e-6) ** 0.5
+
 
 def predict(
     model: VideoUNet, latents: Tensor, timestep: Tensor, text: Tensor, condition: Tensor | None = None
 ) -> Tensor:
     """One model call in the model's precision, float32 in and out.
 
-    latents (b, 4, f, h, w); text (b, n, d); condition (b, 5, f, h, w), mask and image latents, for inpainting models.
+    latents (b, 4, f, h, w); timestep (), (b,) or (b, f); text (b, n, d) or (b, f, n, d); condition (b, 5, f, h, w):
+    mask and image latents, for inpainting models.
     """
     sample = latents if condition is None else torch.cat([latents, condition], dim=1)
     dtype = next(model.parameters()).dtype
     return model(sample.to(dtype), timestep, text.to(dtype)).float()
 
 
+class Prediction(Protocol):
+    """What is to be seen in some frames of a video that is being denoised."""
+
+    def __call__(self, latents: Tensor, timestep: Tensor, frames: Tensor) -> Tensor:
+        """latents (1, 4, n, h, w), float32, of the video's `frames` (n,), at timestep () -> a prediction like them."""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A video that the result is to be like."""
+
+    latents: Tensor
+    """(1, 4, f, h, w)"""
+    strength: float
+    """How far to go from it, above 0; at 1 nothing of it is left."""
+
+    def steps(self, steps: int) -> int:
+        """How many of so many denoising steps are taken."""
+        return max(1, int(steps * self.strength + 1e-6))
+
+
 @torch.no_grad()
 def denoise(
-    model: VideoUNet,
+    prediction: Prediction,
     noise: Tensor,
-    text: Tensor,
-    negative: Tensor,
     *,
     scheduler: Any,
     steps: int,
-    guidance: float,
     generator: torch.Generator | None = None,
-    condition: Tensor | None = None,
-    on_step: Callable[[int], None] = lambda step: None,
+    follow: Followed | None = None,
+    on_step: Callable[[int, Tensor], None] = lambda step, latents: None,
 ) -> Tensor:
-    """From noise (b, 4, f, h, w), variance 1, to latents of the same shape, float32.
+    """From noise (1, 4, f, h, w), variance 1, to latents of the same shape, float32.
 
-    text and negative (b, n, d). Classifier-free guidance (Ho & Salimans 2022, 2207.12598): the two predictions are made
-    in turn, which takes half the memory of making them together. `generator` is for schedulers that add noise.
-    `on_step` is called after each step, from 1. Raises MsdvError if the result is not finite.
+    `generator` is for schedulers that add noise. `follow`: begin with this video and as much of the noise as belongs to
+    one of the later steps (SDEdit, Meng et al. 2022, 2108.01073, section 3). `on_step` is called after each step, with
+    its number, from 1, and the latents. Raises MsdvError if the result is not finite.
     """
     _set_timesteps(scheduler, steps, noise.device)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": generator} if takes_generator else {}
-    latents = noise.float() * scheduler.init_noise_sigma
-    for number, timestep in enumerate(scheduler.timesteps, start=1):
-        model_input = scheduler.scale_model_input(latents, timestep)
-        prediction = predict(model, model_input, timestep, text, condition)
-        if guidance != 1:
-            unguided = predict(model, model_input, timestep, negative, condition)
-            prediction = unguided + guidance * (prediction - unguided)
-        latents = scheduler.step(prediction, timestep, latents, return_dict=False, **extra)[0]
-        on_step(number)
+    first = 0 if follow is None else steps - follow.steps(steps)
+    if follow is None or not first:
+        latents = noise.float() * scheduler.init_noise_sigma
+    else:
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        timesteps = scheduler.timesteps[first : first + 1]
+        latents = scheduler.add_noise(follow.latents.to(noise.device, torch.float32), noise.float(), timesteps)
+    frames = torch.arange(noise.shape[2], device=noise.device)
+    for number, timestep in enumerate(scheduler.timesteps[first:], start=1):
+        predicted = prediction(scheduler.scale_model_input(latents, timestep), timestep, frames)
+        latents = scheduler.step(predicted, timestep, latents, return_dict=False, **extra)[0]
+        on_step(number, latents)
     if not torch.isfinite(latents).all():
         raise MsdvError("the denoised latents are not finite: try without --fp16, or with --bf16")
     return latents

@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from msdv.errors import MsdvError
 from msdv.model.diffusion import TrainingSchedule, predict
+from msdv.model.given import frames_given, look
 from msdv.model.inflate import VideoUNet
+from msdv.model.objective import training_loss
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,21 @@ class HeldOutLoss:
     clips: int
     levels: int
     """Noise levels a clip."""
+    given: str = "none"
+    """Which frames the model was shown, in the words of --condition; the loss is on the others."""
+    lora: bool = False
+    """Whether a LoRA trained beside the temporal layers was on and off with them."""
+
+    @property
+    def name(self) -> str:
+        """What it was measured with, in words."""
+        shown = {"none": "", "first-frame": ", first frame given"}.get(self.given, ", keyframes given")
+        return f"{self.noise} noise{shown}"
+
+    @property
+    def tag(self) -> str:
+        """The same in short: a name for a curve."""
+        return self.noise if self.given == "none" else f"{self.noise}-given"
 
     @property
     def gain(self) -> float:
@@ -38,8 +54,9 @@ class HeldOutLoss:
 
     def __str__(self) -> str:
         clips = f"{self.clips} clip" + ("" if self.clips == 1 else "s")
+        layers = "temporal layers and LoRA" if self.lora else "temporal layers"
         return (
-            f"loss on {clips}, {self.noise} noise: {self.on:.4f} with temporal layers, "
+            f"loss on {clips}, {self.name}: {self.on:.4f} with {layers}, "
             f"{self.off:.4f} without: {abs(self.gain):.1%} {'lower' if self.gain >= 0 else 'higher'}"
         )
 
@@ -52,12 +69,15 @@ def held_out_loss(
     *,
     levels: int,
     noise_kind: str,
-    condition: Tensor | None = None,
+    blank: Tensor | None = None,
+    condition: str = "none",
     known_off: float | None = None,
 ) -> HeldOutLoss:
     """Measure on items (latents (1, 4, f, h, w), text (1, n, d), noise like the latents), each at `levels` noise levels
-    spread evenly over the schedule, shifted from clip to clip so that together they cover it. `known_off` is the loss
-    without temporal layers where it was measured on the same items before: training does not change it.
+    spread evenly over the schedule, shifted from clip to clip so that together they cover it. `condition`: the model is
+    shown the first frame of each, or its keyframes, and the loss is on the others. Inpainting models need `blank`, the
+    latents (1, 4, h, w) of a grey picture. `known_off` is the loss without temporal layers where it was measured on the
+    same items before: training does not change it.
 
     Raises MsdvError if a loss is not finite.
     """
@@ -65,20 +85,34 @@ def held_out_loss(
     on, off, clips = 0.0, 0.0, 0
     for clips, (latents, text, noise) in enumerate(items, start=1):
         latents, text, noise = (t.to(device) for t in (latents, text, noise))
+        given = frames_given(condition, latents.shape[2])[None]
+        some = given.to(device) if given.any() else None
         for level in range(levels):
             # The golden ratio's multiples fill an interval evenly, however many there are.
             place = (level + clips * 0.618034 % 1) / levels
             timestep = torch.tensor([int(place * schedule.num_timesteps)], device=device)
             noisy = schedule.add_noise(latents, noise, timestep)
             target = schedule.target(latents, noise, timestep)
-            on += mse_loss(predict(model, noisy, timestep, text, condition), target).item()
+            seen = look(noisy, timestep, latents, given, blank)
+            on += _error(model, seen, text, target, some)
             if known_off is not None:
                 continue
             with model.temporal_layers_off():
-                off += mse_loss(predict(model, noisy, timestep, text, condition), target).item()
+                off += _error(model, seen, text, target, some)
     count = max(1, clips * levels)
     off = off / count if known_off is None else known_off
     if not math.isfinite(on + off):
         layers = "without temporal layers" if not math.isfinite(off) else "with the temporal layers"
         raise MsdvError(f"the loss on held-out clips is not finite {layers}: try --bf16, or no --fp16")
-    return HeldOutLoss(on / count, off, noise_kind, clips, levels)
+    return HeldOutLoss(on / count, off, noise_kind, clips, levels, condition, bool(model.lora_parameters()))
+
+
+def _error(
+    model: VideoUNet,
+    seen: tuple[Tensor, Tensor, Tensor | None],
+    text: Tensor,
+    target: Tensor,
+    given: Tensor | None,
+) -> float:
+    latents, timesteps, condition = seen
+    return training_loss(predict(model, latents, timesteps, text, condition), target, given=given).item()

@@ -150,8 +150,9 @@ def _check_index(folder: Path) -> None:
         raise MsdvError(f"{folder} has no model_index.json, so it is no image model in diffusers layout{hint}")
     content = read_json(index)
     name = str(content.get("_class_name", ""))
+    complete = (folder / "temporal.safetensors").is_file()  # with an image model, by `msdv export`
     for start, what in _OTHER_PIPELINES.items():
-        if name.startswith(start):
+        if name.startswith(start) and not complete:
             raise MsdvError(f"{folder}: this is {what}: {SUPPORTED}")
     if "text_encoder_2" in content or "transformer" in content:
         raise MsdvError(f"{folder}: this is a {name or 'model of another kind'}: {SUPPORTED}")

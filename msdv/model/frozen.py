@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from msdv.model import products
 from msdv.model.chunks import Ranges, memory_format, put_together
 
 
@@ -26,24 +27,34 @@ class FrozenConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, c', h', w')."""
-        return _Conv.apply(x, self) if _only_input_gradient(x, self) else super().forward(x)
+        trained = any(p.requires_grad for p in self.parameters())
+        if trained and torch.is_grad_enabled():
+            return super().forward(x)
+        return _Conv.apply(x, self) if torch.is_grad_enabled() and x.requires_grad else _conv(x, self)
 
 
 def norm_silu(
-    pictures: Sequence[Tensor], norm: nn.GroupNorm, conv: nn.Conv2d | None, ranges: Ranges, clips: int | None
+    pictures: Sequence[Tensor],
+    norm: nn.GroupNorm,
+    conv: nn.Conv2d | None,
+    ranges: Ranges,
+    clips: int | None,
+    *,
+    over: bool = False,
 ) -> Tensor:
     """`conv(silu(norm(x)))`, or `silu(norm(x))` without `conv`; x (b f) c h w are the channels of all `pictures`, which
     alone are kept.
 
     `clips`: group statistics are joint over the frames of each of so many clips; None takes them of each frame. Joint,
-    frames are passed through twice: for the statistics and for the result.
+    frames are passed through twice: for the statistics and for the result. `over`: the result takes the place of the
+    one picture, which is as large.
     """
-    return _NormSiluConv.apply(norm, conv, ranges, clips, *pictures)
+    return _NormSiluConv.apply(norm, conv, ranges, clips, over, *pictures)
 
 
 def convolve(pictures: Sequence[Tensor], conv: nn.Conv2d, ranges: Ranges) -> Tensor:
     """`conv` of the channels of all `pictures`, (b f) c h w. Nothing is kept."""
-    return _NormSiluConv.apply(None, conv, ranges, None, *pictures)
+    return _NormSiluConv.apply(None, conv, ranges, None, False, *pictures)
 
 
 def upsample(x: Tensor, size: list[int], conv: nn.Conv2d, ranges: Ranges) -> Tensor:
@@ -55,10 +66,6 @@ def geglu(x: Tensor) -> Tensor:
     """(..., 2c) -> (..., c): the first half times the GELU of the second (Shazeer 2020, arXiv:2002.05202). Only x is
     kept."""
     return _GEGLU.apply(x)
-
-
-def _only_input_gradient(x: Tensor, layer: nn.Module) -> bool:
-    return torch.is_grad_enabled() and x.requires_grad and not any(p.requires_grad for p in layer.parameters())
 
 
 class _Conv(torch.autograd.Function):
@@ -73,10 +80,14 @@ class _Conv(torch.autograd.Function):
 
 
 def _conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    if products.is_product(conv, x.shape, memory_format(x)):
+        return products.convolve(x, conv)
     return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def _conv_input_gradient(gradient: Tensor, shape: torch.Size, conv: nn.Conv2d) -> Tensor:
+    if products.is_product(conv, shape, memory_format(gradient)):
+        return products.input_gradient(gradient, shape, conv)
     # The operator wants an input, of which it looks at nothing but the shape: one element stands for all. On a CPU it
     # would be written out; memory that is not looked at costs nothing there.
     on_cpu = gradient.device.type == "cpu"
@@ -132,6 +143,7 @@ class _NormSiluConv(torch.autograd.Function):
         conv: nn.Conv2d | None,
         ranges: Ranges,
         clips: int | None,
+        over: bool,
         *pictures: Tensor,
     ) -> Tensor:
         x = _Channels(pictures)
@@ -150,7 +162,7 @@ class _NormSiluConv(torch.autograd.Function):
                 y = F.silu(statistics.normalize(y, part), inplace=True)
             return y if conv is None else _conv(y, conv)
 
-        return put_together(compute, x.shape[0], ranges)
+        return put_together(compute, x.shape[0], ranges, over=pictures[0] if over else None)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -182,7 +194,7 @@ class _NormSiluConv(torch.autograd.Function):
                 dx[part] = compute(part)
         if x is not None:
             statistics.finish_backward(dx, x, ranges)
-        return None, None, None, None, *dx.pictures
+        return None, None, None, None, None, *dx.pictures
 
 
 class _FrameStatistics:
@@ -193,17 +205,18 @@ class _FrameStatistics:
         self.moments: dict[int, list[Tensor]] = {}  # of each range, by its first frame
 
     def normalize(self, x: Tensor, part: slice) -> Tensor:
-        norm, x = self.norm, _dense(x)
+        norm, layout, x = self.norm, memory_format(x), _dense(x)
         settings = (*self._sizes(x), norm.eps)
         y, *self.moments[part.start] = torch.ops.aten.native_group_norm(x, norm.weight, norm.bias, *settings)
-        return y
+        return y.contiguous(memory_format=layout)
 
     def backward(self, dy: Tensor, x: Tensor, part: slice) -> Tensor:
-        x = _dense(x)
+        layout, x = memory_format(x), _dense(x)
         dy = dy.contiguous(memory_format=memory_format(x))
         mask = (True, False, False)
         more = (*self.moments.pop(part.start), self.norm.weight, *self._sizes(x), mask)
-        return torch.ops.aten.native_group_norm_backward(dy, x, *more)[0]
+        dx = torch.ops.aten.native_group_norm_backward(dy, x, *more)[0]
+        return dx.contiguous(memory_format=layout)
 
     def _sizes(self, x: Tensor) -> tuple[int, ...]:
         return (*x.shape[:2], x.shape[2:].numel(), self.norm.num_groups)
@@ -283,5 +296,8 @@ class _GEGLU(torch.autograd.Function):
 
 
 def _dense(x: Tensor) -> Tensor:
-    # As torch's own group norm: on graphics cards it knows no channels-last memory.
-    return x.contiguous(memory_format=memory_format(x) if x.device.type == "cpu" else torch.contiguous_format)
+    # As torch's own group norm: on graphics cards it knows no channels-last memory. On a CPU, in half precision, it
+    # takes several times as long there for pictures of some sizes (docs/measurements.md).
+    on_cpu = x.device.type == "cpu"
+    slow = x.dtype != torch.float32 and 64 <= x.shape[2:].numel() < 1024
+    return x.contiguous(memory_format=memory_format(x) if on_cpu and not slow else torch.contiguous_format)

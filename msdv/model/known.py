@@ -92,6 +92,7 @@ KNOWN: dict[str, Architecture] = {
 """Short names, for planning."""
 
 _HUB = {
+    "make-a-stable-diffusion-video-timelapse": "2022",
     "stable-diffusion-v1-1": "sd-1.5",
     "stable-diffusion-v1-2": "sd-1.5",
     "stable-diffusion-v1-3": "sd-1.5",

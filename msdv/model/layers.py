@@ -35,13 +35,22 @@ class TemporalConv(nn.Conv1d):
         self.bias = nn.Parameter(torch.zeros(channels, dtype=dtype))
 
     def forward(self, x: Tensor, frames: int = 1, parts: int = 1) -> Tensor:
-        """(b f) c h w -> (b f) c h w, worked off in about so many parts of the rows."""
+        """(b f) c h w -> (b f) c h w, worked off in about so many parts of the rows; then, without gradients, in the
+        place of x."""
         if parts > 1:
-            return _TemporalConvByRows.apply(x, self.weight, self.bias, frames, -(-x.shape[2] // parts))
+            rows = -(-x.shape[2] // parts)
+            if not torch.is_grad_enabled():
+                return self._in_place(x, frames, rows)
+            return _TemporalConvByRows.apply(x, self.weight, self.bias, frames, rows)
         # The layout it came in: other kernels take over otherwise, and an untrained model no longer equals the image
         # model bit for bit.
         y = self._as_product(_clips(x, frames)) if self._is_small(x) else self._as_picture(_clips(x, frames))
         return _pictures(y, x.shape).contiguous(memory_format=memory_format(x))
+
+    def _in_place(self, x: Tensor, frames: int, rows: int) -> Tensor:
+        for part in x.split(rows, dim=2):
+            part.copy_(_pictures(self._as_picture(_clips(part, frames)), part.shape))
+        return x
 
     def _as_picture(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight.unsqueeze(-1), self.bias, padding=(1, 0))
@@ -96,12 +105,19 @@ class _TemporalConvByRows(torch.autograd.Function):
 
 
 class SpatioTemporalConv(Unit):
-    """A frozen spatial convolution and a temporal one after it. Takes the place of an `nn.Conv2d`."""
+    """A frozen spatial convolution and, once there is one, a temporal one after it. Takes the place of an
+    `nn.Conv2d`."""
+
+    temporal_conv: TemporalConv | None
 
     def __init__(self, spatial_conv: nn.Conv2d, context: FrameContext) -> None:
         super().__init__(context)
         self.spatial_conv = FrozenConv2d(spatial_conv)
-        self.temporal_conv = TemporalConv(spatial_conv.out_channels)
+        self.register_module("temporal_conv", None)
+
+    def add_temporal(self) -> None:
+        """Put an untrained temporal convolution in."""
+        self.temporal_conv = TemporalConv(self.spatial_conv.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b f) c h w -> (b f) c' h' w'."""
@@ -115,18 +131,31 @@ class SpatioTemporalConv(Unit):
         ranges = self.context.ranges(x.shape[0])
         return self._over_frames(upsample(x, size, self.spatial_conv, ranges))
 
-    def of_all(self, pictures: Sequence[Tensor]) -> Tensor:
-        """The convolution of the channels of all pictures (b f) c h w."""
-        ranges = self.context.ranges(pictures[0].shape[0])
-        return self._over_frames(convolve(pictures, self.spatial_conv, ranges))
-
-    def after_norm(self, pictures: Sequence[Tensor], norm: nn.GroupNorm, mode: GroupNormMode) -> Tensor:
-        """The convolution of `silu(norm(x))`, x the channels of all pictures; `norm` is frozen."""
-        return self._over_frames(normalized(pictures, norm, mode, self.context, self.spatial_conv))
-
-    def _over_frames(self, x: Tensor) -> Tensor:
+    def add_to(self, h: Tensor, pictures: Sequence[Tensor]) -> Tensor:
+        """h (b f) c' h w plus the convolution, with a kernel of 1, of the channels of all pictures (b f) c h w. Without
+        gradients h is changed."""
         context = self.context
-        return self.temporal_conv(x, context.frames, context.parts) if context.enabled else x
+        if torch.is_grad_enabled():
+            return h + self._over_frames(convolve(pictures, self.spatial_conv, context.ranges(h.shape[0])))
+        # Each position for itself, in space and in time: so parts of the rows need no whole.
+        rows = -(-h.shape[2] // context.parts)
+        for own, *parts in zip(*(t.split(rows, dim=2) for t in (h, *pictures)), strict=True):
+            y = convolve(parts, self.spatial_conv, [slice(0, len(own))])
+            own += self._over_frames(y, parts=1)
+        return h
+
+    def after_norm(
+        self, pictures: Sequence[Tensor], norm: nn.GroupNorm, mode: GroupNormMode, *, over: bool = False
+    ) -> Tensor:
+        """The convolution of `silu(norm(x))`, x the channels of all pictures; `norm` is frozen. `over`: without
+        gradients the result, which is as large as x, may take its place."""
+        return self._over_frames(normalized(pictures, norm, mode, self.context, self.spatial_conv, over=over))
+
+    def _over_frames(self, x: Tensor, parts: int | None = None) -> Tensor:
+        context = self.context
+        if self.temporal_conv is None or not context.enabled:
+            return x
+        return self.temporal_conv(x, context.frames, parts or context.parts)
 
 
 def normalized(
@@ -135,13 +164,16 @@ def normalized(
     mode: GroupNormMode,
     context: FrameContext,
     conv: nn.Conv2d | None = None,
+    *,
+    over: bool = False,
 ) -> Tensor:
     """`silu(norm(x))` with a frozen group norm, and `conv` of it; x (b f) c h w, the channels of all pictures.
     Statistics of each frame (`frame`) or of all frames of a clip together (`joint`): the 2022 model normalised 5-D
     tensors."""
     joint = mode == "joint" and context.frames > 1 and context.enabled
     n = pictures[0].shape[0]
-    return norm_silu(pictures, norm, conv, context.ranges(n), n // context.frames if joint else None)
+    clips = n // context.frames if joint else None
+    return norm_silu(pictures, norm, conv, context.ranges(n), clips, over=over and not torch.is_grad_enabled())
 
 
 class VideoNormSilu(nn.GroupNorm):

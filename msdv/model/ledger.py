@@ -1,53 +1,29 @@
-"""Counts what computing takes: live storages by device, and arithmetic. On real tensors, or on fake ones that have
-shapes and no memory (torch's FakeTensorMode), which is how memory is predicted (memory.py).
-
-In a prediction a graphics card is the fake device `meta`: torch without CUDA can't compute on fake CUDA tensors, the
-bytes are the same, and it is told apart from the computer's own memory, `cpu`.
-"""
+"""Counts what computing takes: live storages by device, and arithmetic; on tensors without memory (placeholders.py),
+which is how memory is predicted (memory.py)."""
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-from torch.utils.weak import WeakIdKeyDictionary
 
 from msdv.model.host_memory import allocating_on_host
+from msdv.model.placeholders import CARD, Placeholders, device_of, tensors_in
 
-CARD = torch.device("meta")
-HOST = torch.device("cpu")
+_DEVICE = torch.ops.prim.device.default
 # Blocks of torch's CUDA allocator are multiples of this.
 _CARD_BLOCK = 512
 WORKING = "working memory"
 KEPT = "kept for the backward pass"
-
-
-# What a number that fake data decide reads as: see Ledger. A flag asks whether all is well.
-_UNKNOWN = {torch.bool: True, torch.int64: 0, torch.int32: 0}
-
-
-def _device(tensor: Tensor) -> str:
-    # The property of a fake tensor goes through all dispatch, and this is asked a hundred thousand times.
-    return tensor.fake_device.type if isinstance(tensor, FakeTensor) else tensor.device.type
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from _tensors(value)
-    elif isinstance(values, dict):
-        yield from _tensors(tuple(values.values()))
 
 
 @dataclass
@@ -90,6 +66,19 @@ class Work:
     host_busy: float = 0.0
     moving: float = 0.0
 
+    def __iadd__(self, other: "Work") -> "Work":
+        self.flops += other.flops
+        self.touched += other.touched
+        self.moved += other.moved
+        self.busy += other.busy
+        self.host_busy += other.host_busy
+        self.moving += other.moving
+        return self
+
+    def times(self, factor: float) -> "Work":
+        """As much again and again."""
+        return Work(*(type(value)(value * factor) for value in astuple(self)))
+
     @property
     def seconds(self) -> float:
         """An estimate: copies go on beside the device's work, the host's optimizer after it."""
@@ -97,52 +86,49 @@ class Work:
 
 
 class Ledger(TorchDispatchMode):
-    """Inside it, every storage that an operation makes is entered, and struck out when it is freed.
+    """Inside it, operators are computed on placeholders, and every storage that one makes is entered, and struck out
+    when it is freed. Only the thread that entered the mode is seen."""
 
-    Only the thread that entered the mode is seen, and with fake tensors numbers that depend on data read as 0 (whether
-    something holds, as yes).
-    """
-
-    def __init__(self, speed: Speed | None = None, host_beside: bool = False) -> None:
+    def __init__(self, placeholders: Placeholders, speed: Speed | None = None, host_beside: bool = False) -> None:
         """host_beside: there is a card, and what the host computes goes at the host's speed."""
         super().__init__()
+        self._placeholders = placeholders
         self._host_beside = host_beside
         self.work = Work()
         self._speed = speed or Speed()
         self._blocks: list[_Block] = []
-        self._numbers: Any = WeakIdKeyDictionary(ref_type=weakref.ref)
+        self._numbers: dict[int, int] = {}  # of blocks, by the address of the storage
         self._time = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
             # Two calls of three, and the answer needs no dispatch.
             return CARD if args[0].fake_mode.in_kernel_invocation else args[0].fake_device
         kwargs = kwargs or {}
-        try:
-            out = func(*args, **kwargs)
-        except DataDependentOutputException:
-            return _UNKNOWN.get(args[0].dtype, 0.0)
-        made = list(_tensors(out))
-        new = [tensor for tensor in made if self.enter(tensor)]
-        if new or (made and func._schema.is_mutable):
-            self._count(func, args, kwargs, out, list(_tensors((args, kwargs))), made)
+        out, done = self._placeholders.compute(func, args, kwargs)
+        if done is None:
+            return out
+        for tensor in (out,) if isinstance(out, Tensor) else tensors_in((out,)):
+            self.enter(tensor)
+        if done.cost is None:
+            done.cost = self._cost(func, args, kwargs, out)
+        self.work += done.cost
         return out
 
     def enter(self, tensor: Tensor, label: str | None = None) -> bool:
         """Count a tensor's storage from now on, or give it another label; whether it was new."""
         storage = tensor.untyped_storage()
-        number = self._numbers.get(storage)
+        number = self._numbers.get(storage._cdata)
         if number is None:
-            size, device = storage.nbytes(), "cpu" if allocating_on_host() else _device(tensor)
+            size, device = storage.nbytes(), "cpu" if allocating_on_host() else device_of(tensor).type
             if device != "cpu":
                 size = -(-size // _CARD_BLOCK) * _CARD_BLOCK
             self._time += 1
-            number = len(self._blocks)
+            number = self._numbers[storage._cdata] = len(self._blocks)
             self._blocks.append(_Block(size, device, label, self._time))
-            self._numbers[storage] = number
-            weakref.finalize(storage, self._strike, number).atexit = False
+            weakref.finalize(storage, self._strike, number, storage._cdata).atexit = False
             return True
         if label is not None:
             self._blocks[number].label = label
@@ -184,29 +170,25 @@ class Ledger(TorchDispatchMode):
                 parts[block.label or WORKING] += block.size
         return Peak(most, {name: size for name, size in parts.most_common() if size})
 
-    def _strike(self, number: int) -> None:
+    def _strike(self, number: int, address: int) -> None:
         self._time += 1
+        del self._numbers[address]
         self._blocks[number].died = self._time
 
-    def _count(
-        self, func: Any, args: Any, kwargs: Any, out: Any, taken: Sequence[Tensor], made: Sequence[Tensor]
-    ) -> None:
+    def _cost(self, func: Any, args: Any, kwargs: Any, out: Any) -> Work:
+        taken, made = tensors_in((*args, *kwargs.values())), tensors_in((out,))
+        speed = self._speed
         touched = sum(t.numel() * t.element_size() for t in (*taken, *made))
         flops = 0
         if func._overloadpacket in flop_registry:
             flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
-        speed, work = self._speed, self.work
-        devices = {_device(t) for t in (*taken, *made) if t.ndim}
+        devices = {device_of(t).type for t in (*taken, *made) if t.ndim}
         if len(devices) > 1:
             size = sum(t.numel() * t.element_size() for t in made)
-            work.moved += size
-            work.moving += size / speed.moved
-        elif devices == {"cpu"} and self._host_beside:
-            work.host_busy += touched / speed.host_touched
-        else:
-            work.flops += flops
-            work.touched += touched
-            work.busy += max(flops / speed.flops, touched / speed.touched)
+            return Work(moved=size, moving=size / speed.moved)
+        if devices == {"cpu"} and self._host_beside:
+            return Work(host_busy=touched / speed.host_touched)
+        return Work(flops=flops, touched=touched, busy=max(flops / speed.flops, touched / speed.touched))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ A rehearsal goes through the stages of a command in the command's order: encode 
 sample. It needs neither weights nor a graphics card, and takes seconds at any size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,33 +14,39 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.functional import mse_loss
 from torch.utils.hooks import RemovableHandle
 
-from msdv.config import GroupNormMode
+from msdv.config import Arch, GroupNormMode
 from msdv.model.base import Base
 from msdv.model.build import network_config, quiet
-from msdv.model.diffusion import denoise, make_scheduler, predict
+from msdv.model.diffusion import TrainingSchedule, denoise, make_scheduler
+from msdv.model.guidance import Guided, OneText
 from msdv.model.inflate import VideoUNet, inflate
 from msdv.model.known import Architecture
-from msdv.model.ledger import CARD, HOST, KEPT, Ledger, Peak, Work, card_kernels
+from msdv.model.ledger import KEPT, Ledger, Peak, Work, card_kernels
 from msdv.model.optimizer import MasterOptimizer
 from msdv.model.parts import SamplingDefaults
+from msdv.model.placeholders import CARD, HOST, Placeholders
 from msdv.model.savings import Savings, UnitCost, cheapest_first, unit_costs
+from msdv.model.step import Objective, add_gradients
+from msdv.model.trained_lora import add_lora
+from msdv.model.windows import ALL_TOGETHER, Length, windowed
 
 CARD_CONTEXT = 500 * 2**20
 """Bytes that CUDA, its libraries and their workspaces take beside all tensors. An allowance, not predicted."""
 PROGRAM = 900 * 2**20
 """The same in the computer's memory: Python and the libraries."""
+GIF_WAITING = 64 * 2**20
+"""Bytes of frames that wait in memory for a gif's palette (data/encode.py); more wait on the disk."""
 FRAGMENTATION = 0.05
 """Share of the tensors' bytes that torch's allocator holds besides on a card, in gaps. An allowance, not predicted."""
 
 UNET, TEMPORAL, GRADIENTS = "frozen UNet weights", "temporal weights", "gradients of the temporal weights"
+LORA = "LoRA weights"
 OPTIMIZER, OTHERS, DATA = "optimizer", "text encoder and autoencoder", "latents, noise and texts"
 RESULT = "pictures"
 CARD_ALLOWANCE, PROGRAM_ALLOWANCE = "CUDA", "program"
-FIXED = (UNET, TEMPORAL, GRADIENTS, OPTIMIZER, OTHERS, CARD_ALLOWANCE, PROGRAM_ALLOWANCE)
+FIXED = (UNET, TEMPORAL, LORA, GRADIENTS, OPTIMIZER, OTHERS, CARD_ALLOWANCE, PROGRAM_ALLOWANCE)
 """What does not grow with the number of frames."""
 
 
@@ -56,9 +62,22 @@ class Job:
     card: bool = True
     """On a graphics card with memory of its own; else on the processor."""
     batch_size: int = 1
-    group_norm: GroupNormMode = "frame"
+    arch: Arch = "pseudo3d"
+    mid_block: bool = False
+    group_norm: GroupNormMode | None = None
+    """None: as usual with `arch`."""
     ema: float = 0.0
     guidance: float = 7.5
+    cache: int = 1
+    """In sampling: every how many-th step computes the deep layers."""
+    min_snr: float | None = None
+    temporal_loss: float = 0.0
+    lora_rank: int = 0
+    """In training: of the LoRA trained beside the temporal layers; 0 for none."""
+    given: bool = False
+    """In training: whether the model is shown frames as they are."""
+    length: Length = ALL_TOGETHER
+    """In sampling: the windows it is done in."""
 
     @property
     def device(self) -> torch.device:
@@ -79,27 +98,43 @@ class Footprint:
     """Of one optimizer step or one denoising step."""
 
 
+_WINDOWS = 2
+"""Of a video in windows, so many are rehearsed: they are alike."""
+
+
+class _FewWindows(Length):
+    def starts(self, frames: int, step: int) -> list[int]:
+        return super().starts(frames, step)[:_WINDOWS]
+
+
 class Rehearsal:
-    """A job on fake tensors. Its stages can be gone through in any order, with other savings each time."""
+    """A job on placeholders. Its stages can be gone through in any order, with other savings each time."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self._ledger = Ledger(host_beside=job.card)
+        self._placeholders = Placeholders()
+        self._ledger = self._new_ledger()
         self._optimizer: tuple[bool, MasterOptimizer] | None = None
         self._hooks: list[RemovableHandle] = []
         architecture = job.architecture
-        # On torch's own meta device nothing is drawn and copied; fake tensors take the place of its tensors afterwards.
+        # On torch's own meta device nothing is drawn and copied; placeholders take the place of its tensors afterwards.
         with quiet(), torch.device("meta"):
             unet = UNet2DConditionModel(**network_config(UNet2DConditionModel, architecture.unet))
-            self._model = inflate(unet, job.group_norm, channels_last=not job.card)
-        with self._fake:
+            self._model = inflate(
+                unet, job.group_norm, arch=job.arch, mid_block=job.mid_block, channels_last=not job.card
+            )
+            if job.lora_rank:
+                add_lora(self._model, job.lora_rank)
+        with self._counting():
             materialize(self._model, job.device, job.dtype)
+
+    def _new_ledger(self) -> Ledger:
+        return Ledger(self._placeholders, host_beside=self.job.card)
 
     @contextmanager
     def _from_scratch(self) -> Iterator[None]:
         """Inside it, what was there before is not counted."""
-        before, self._ledger = self._ledger, Ledger(host_beside=self.job.card)
+        before, self._ledger = self._ledger, self._new_ledger()
         try:
             yield
         finally:
@@ -108,7 +143,7 @@ class Rehearsal:
     @contextmanager
     def _counting(self) -> Iterator[Ledger]:
         with ExitStack() as stack:
-            for context in (quiet(), self._fake, card_kernels(), self._ledger):
+            for context in (quiet(), card_kernels(), self._ledger):
                 stack.enter_context(context)
             self._ledger.work = Work()
             yield self._ledger
@@ -123,6 +158,7 @@ class Rehearsal:
         temporal = model.temporal_parameters()
         self._ledger.label((p for p in model.parameters() if not p.requires_grad), UNET)
         self._ledger.label(temporal.values(), TEMPORAL)
+        self._ledger.label(model.lora_parameters().values(), LORA)
         return model
 
     def _others(self, text: bool) -> list[Any]:
@@ -134,7 +170,7 @@ class Rehearsal:
                 from transformers import CLIPTextConfig, CLIPTextModel
 
                 modules.append(CLIPTextModel(CLIPTextConfig.from_dict(architecture.text_encoder)))
-        with self._fake:
+        with self._counting():
             for module in modules:
                 materialize(module.requires_grad_(False).eval(), self.job.device, self.job.dtype)
         for module in modules:
@@ -178,7 +214,7 @@ class Rehearsal:
         job = self.job
         with self._from_scratch():
             vae, text = self._others(text=True)
-            with self._fake:
+            with self._counting():
                 self._model.save_memory(Savings())
             self._ledger.label((p for p in self._model.parameters() if not p.requires_grad), UNET)
             with self._counting(), torch.no_grad():
@@ -196,18 +232,22 @@ class Rehearsal:
             model = self._prepare_model(savings)
             optimizer = self._prepare_optimizer(offload_optim)
             since, ledger.work = ledger.now, Work()
-            batch = self._inputs()
-            train_step(model, optimizer, *batch, after_forward=lambda: ledger.label_alive(KEPT))
-            del batch
+            train_step(
+                self.job,
+                model,
+                optimizer,
+                on_batch=lambda tensors: ledger.label(tensors, DATA),
+                after_forward=lambda: ledger.label_alive(KEPT),
+            )
             return self._footprint("training step", since)
 
     def _prepare_optimizer(self, offload_optim: bool) -> MasterOptimizer:
         if self._optimizer is None or self._optimizer[0] != offload_optim:
             self._forget_optimizer()
-            job, temporal = self.job, self._model.temporal_parameters()
-            self._hooks = [p.register_post_accumulate_grad_hook(self._label_gradient) for p in temporal.values()]
+            job, trained = self.job, self._model.trained_parameters()
+            self._hooks = [p.register_post_accumulate_grad_hook(self._label_gradient) for p in trained.values()]
             optimizer = MasterOptimizer(
-                temporal,
+                trained,
                 lr=1e-4,
                 conv_lr=0.25,
                 weight_decay=0.01,
@@ -235,7 +275,7 @@ class Rehearsal:
             self._prepare_optimizer(offload_optim)
         denoising, latents = self._denoise(savings)
         (vae,) = self._others(text=False)
-        return [denoising, self._decode("decoding a sample", vae, latents)]
+        return [denoising, self._decode("decoding a sample", vae, latents, together=True)]
 
     def sample(self, savings: Savings) -> list[Footprint]:
         """`msdv sample`: texts, denoising beside the autoencoder, decoding without the UNet."""
@@ -249,7 +289,7 @@ class Rehearsal:
             denoising, latents = self._denoise(savings)
         with self._from_scratch():
             self._ledger.label((*vae.parameters(), *vae.buffers()), OTHERS)
-            return [texts, denoising, self._decode("decoding", vae, latents)]
+            return [texts, denoising, self._decode("decoding", vae, latents, together=False)]
 
     def unit_costs(self) -> list[UnitCost]:
         """What partial checkpointing can take, in the order in which it does: those units of the network first that
@@ -268,31 +308,39 @@ class Rehearsal:
             model = self._prepare_model(savings)
             since, ledger.work = ledger.now, Work()
             noise, text, condition = self._inputs()
-            latents = denoise(
+            guided = Guided(
                 model,
-                noise,
-                text,
-                text,
-                scheduler=make_scheduler("ddim", {}),
-                steps=1,
+                OneText(text),
+                OneText(text),
                 guidance=self.job.guidance,
                 condition=condition,
+                cache=self.job.cache,
             )
+            length, frames = self.job.length, self.job.frames
+            prediction = windowed(guided, _FewWindows(length.window, length.overlap, length.loop), frames)
+            latents = denoise(prediction, noise, scheduler=make_scheduler("ddim", {}), steps=1)
+            count = len(length.starts(frames, 0))
+            ledger.work = ledger.work.times(count / min(count, _WINDOWS))
             return self._footprint("denoising", since), latents
 
-    def _decode(self, stage: str, vae: AutoencoderKL, latents: Tensor) -> Footprint:
+    def _decode(self, stage: str, vae: AutoencoderKL, latents: Tensor, *, together: bool) -> Footprint:
+        """`together`: all frames come together in memory; else each is written when it is decoded, but for what waits
+        for a gif's palette."""
         job = self.job
         with self._counting() as ledger, torch.no_grad():
-            since = ledger.now
+            since, size = ledger.now, job.frames * job.height * job.width * 3
+            waiting = torch.zeros(0 if together else min(size, GIF_WAITING), dtype=torch.uint8, device=HOST)
             passes = self._base(vae).decode_passes(latents[0].transpose(0, 1))
             pictures = [next(passes)]
             # The passes are alike: the first and the last tell the peak, with what those between them made.
-            between = max(0, job.frames - 2 * len(pictures[0]))
+            between = max(0, job.frames - 2 * len(pictures[0])) if together else 0
             pictures.append(torch.zeros(between, job.height, job.width, 3, dtype=torch.uint8, device=HOST))
             pictures += islice(passes, 1)
-            ledger.label(pictures, RESULT)
+            ledger.label([*pictures, waiting], RESULT)
             del passes
-            ledger.label([torch.zeros(job.frames, *pictures[0].shape[1:], dtype=torch.uint8, device=HOST)], RESULT)
+            if together:
+                whole = torch.zeros(job.frames, *pictures[0].shape[1:], dtype=torch.uint8, device=HOST)
+                ledger.label([whole], RESULT)
             return self._footprint(stage, since)
 
 
@@ -304,22 +352,47 @@ def margin(tensors: int, *, card: bool) -> dict[str, int]:
 
 
 def train_step(
+    job: Job,
     model: VideoUNet,
     optimizer: MasterOptimizer,
-    latents: Tensor,
-    text: Tensor,
-    condition: Tensor | None,
     *,
+    on_batch: Callable[[Iterable[Tensor]], None] = lambda tensors: None,
     after_forward: Callable[[], None] = lambda: None,
 ) -> None:
-    """What the training loop does with a batch on the device."""
-    noise = torch.zeros_like(latents)
-    timesteps = torch.zeros(latents.shape[0], dtype=torch.long, device=latents.device)
-    noisy = latents + noise
-    loss = mse_loss(predict(model, noisy, timesteps, text, condition), noise)
-    after_forward()
-    optimizer.backward(loss)
+    """The training loop's own step, on zeros of the job's shapes."""
+    objective = Objective(TrainingSchedule({}), job.min_snr, job.temporal_loss)
+
+    def loss(_: int) -> Tensor:
+        batch = _batch(job, next(model.parameters()).device)
+        on_batch(batch.values())
+        loss = objective.loss(model, **batch)
+        del batch
+        after_forward()
+        return loss
+
+    add_gradients(optimizer, loss, 1)
     optimizer.step(1e-4, 1.0)
+
+
+def _batch(job: Job, device: torch.device) -> dict[str, Tensor]:
+    """Arguments of `Objective.loss`."""
+    b, unet, cell = job.batch_size, job.architecture.unet, job.architecture.cell
+    height, width = job.height // cell, job.width // cell
+    latents = torch.zeros(b, 4, job.frames, height, width, device=device)
+    batch = {
+        "latents": latents,
+        "noise": torch.zeros_like(latents),
+        "timesteps": torch.zeros(b, dtype=torch.long, device=device),
+        "text": torch.zeros(b, 77, unet.get("cross_attention_dim", 1280), device=device),
+    }
+    if unet.get("in_channels", 4) > 4:
+        batch["blank"] = torch.zeros(1, 4, height, width, device=device)
+    if job.temporal_loss:
+        batch["anchor"] = torch.zeros(b, dtype=torch.long, device=device)
+    if job.given:
+        batch["given"] = torch.zeros(b, job.frames, dtype=torch.bool, device=HOST)
+        batch["given"][:, 0] = True
+    return batch
 
 
 def materialize(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

@@ -12,6 +12,7 @@ import torch
 from msdv.config import SampleConfig, TrainConfig
 from msdv.errors import UsageError
 from msdv.model.devices import choose_device
+from msdv.model.inflate import most_frames_of
 from msdv.model.ledger import Peak, Work
 from msdv.model.memory import CARD_CONTEXT, FIXED, Footprint, Job, Rehearsal, margin
 from msdv.model.savings import Savings, UnitCost
@@ -40,6 +41,7 @@ class Settings:
 
 
 MOST_FRAMES = 1024
+MOST_IN_WINDOWS = 100_000
 _FULL = {"checkpointing": "full"}
 _OFFLOAD = _FULL | {"offload_optim": True}
 _HOST = _OFFLOAD | {"host_checkpoints": True}
@@ -53,15 +55,18 @@ TRAINING_NOTCHES: tuple[dict[str, Any], ...] = (
     _HOST | {"chunks": 8, "stream_weights": True},
 )
 """From the fastest to the smallest: each takes less memory than the one before, and as a rule more time. `chunks`: in
-how many the frames are worked off. Between none and all, as few units are checkpointed as fit."""
+how many the frames are worked off, but no fewer than `at_least` at a time. Between none and all, as few units are
+checkpointed as fit."""
 SAMPLING_NOTCHES: tuple[dict[str, Any], ...] = (
     {},
-    {"chunks": 4},
+    {"chunks": 12, "at_least": 10},
     {"chunks": 12},
     {"chunks": 12, "stream_weights": True},
 )
 _MOST_CHUNKS = 16
 """More take minutes to rehearse."""
+_USUAL_WINDOW, _LEAST_WINDOW = 25, 8
+"""Frames: what temporal layers are trained on as a rule, and with how many there is still motion to be seen."""
 _MOST_TRIALS = 3
 """Rehearsals spent on finding the fewest units to checkpoint."""
 
@@ -148,9 +153,17 @@ class Planner:
 
     def _settings(self, notch: dict[str, Any], given: dict[str, Any]) -> Settings:
         values = dict(notch)
+        least = values.pop("at_least", 1)
         if chunks := values.pop("chunks", 0):
-            values["chunk_frames"] = -(-self.job.frames // chunks)
+            together = self._together(self.job.frames)
+            values["chunk_frames"] = max(least, -(-together // chunks))
+            if values["chunk_frames"] >= together:
+                del values["chunk_frames"]
         return Settings(**values | given)
+
+    def _together(self, frames: int) -> int:
+        """Of so many frames, how many the model sees together."""
+        return self.job.length.together(frames) if self.sampling else frames
 
     @property
     def is_open(self) -> bool:
@@ -161,7 +174,7 @@ class Planner:
     def choose(self) -> Settings:
         """The fastest settings that fit, or where none do, those that take least."""
         if self.budget is None:  # on a card of which nothing is known, the careful choice
-            careful = [notch for notch in self.notches if notch.checkpointing == "full"]
+            careful = [notch for notch in self.notches if notch.checkpointing == "full" or notch.chunk_frames]
             return careful[0] if self.job.card and careful else self.notches[0]
         low, high = 0, len(self.notches) - 1  # the first that fits is in low..high, if any does
         while low < high:
@@ -181,7 +194,9 @@ class Planner:
             plan.larger = self._neighbour(chosen.settings, -1)
             if self.budget is not None:
                 plan.most_frames["with these settings"] = self.most_frames(chosen.settings)
-                plan.most_frames["with all savings, about"] = self.most_frames(self.notches[-1], trials=0)
+                plan.most_frames["with all savings, about"] = self.most_frames(
+                    self.notches[-1], trials=0 if self.job.length.window is None else 3
+                )
         return plan
 
     def _with_fewest_units(self, full: Settings) -> Settings:
@@ -237,14 +252,12 @@ class Planner:
         if not trials:
             return guess
         for _ in range(trials):
-            chunks = guess / settings.chunk_frames if settings.chunk_frames else 1
-            if not guess or guess in peaks:
+            chunks = self._together(guess) / settings.chunk_frames if settings.chunk_frames else 1
+            if not guess or guess in peaks or any(0.98 * self.budget < peak <= self.budget for peak in peaks.values()):
                 break
             if chunks > _MOST_CHUNKS:
                 return guess
             peaks[guess] = self.estimate(settings, guess).peak_bytes
-            if 0.98 * self.budget < peaks[guess] <= self.budget:
-                break
             # The line through the two points that enclose the budget, or are nearest to it.
             near, far = sorted(peaks, key=lambda frames: abs(peaks[frames] - self.budget))[:2]  # type: ignore[operator]
             slope = max(1.0, (peaks[far] - peaks[near]) / (far - near))
@@ -253,7 +266,8 @@ class Planner:
 
     def _frames_at(self, frames: int, peak: int, slope: float) -> int:
         assert self.budget is not None
-        most = min(MOST_FRAMES, int(frames + (self.budget - peak) / slope))
+        limit = most_frames_of(self.job.arch) or MOST_FRAMES if self.job.length.window is None else MOST_IN_WINDOWS
+        most = min(limit, int(frames + (self.budget - peak) / slope))
         return most if most >= (1 if self.sampling else 2) else 0
 
     def units(self) -> list[UnitCost]:
@@ -274,7 +288,7 @@ class Planner:
     def estimate(self, settings: Settings, frames: int | None = None, *, whole: bool = False) -> Estimate:
         """What the job takes; `whole`: in all stages of the command, not only in the one that takes most as a rule."""
         frames = frames or self.job.frames
-        key = (settings, frames, whole)
+        key = (settings, frames, whole and not self.sampling)
         if key not in self._estimates:
             stages = tuple(self._stages(settings, frames, whole))
             self._estimates[key] = Estimate(settings, frames, stages, self.job.card)
@@ -352,9 +366,17 @@ def _choose_savings(planner: Planner, config: TrainConfig | SampleConfig) -> tup
         )
     fewer = planner.most_frames(settings, trials=0)
     step = f"--frames {fewer} or a smaller --size" if fewer else "a smaller --size"
+    if planner.sampling and (window := fitting_window(job := planner.job, fewer)):
+        step = f"--window {window}, with which {job.frames} frames fit, or {step}"
     if config.vram is not None:
         raise UsageError(f"--vram {config.vram:g}: this takes {room} with all savings: try {step}")
     return settings, savings, f"this may not fit: by prediction it takes {room} with all savings; try {step}"
+
+
+def fitting_window(job: Job, most_frames: int) -> int | None:
+    """A --window with which a job would fit of which not all frames do; None if there is none worth while."""
+    window = min(_USUAL_WINDOW, most_frames - 1)  # one fewer, for the latents of the others
+    return window if job.length.window is None and _LEAST_WINDOW <= window < job.frames else None
 
 
 def as_savings(settings: Settings, units: Sequence[str] = ()) -> Savings:
@@ -388,8 +410,8 @@ def planned_bytes(config: TrainConfig | SampleConfig, card: bool) -> int | None:
 
 
 def free_bytes(device: str | None, card: bool) -> int | None:
-    """What this machine's card has free, this process's own context included, or the processor's memory; None if the
-    plan is for a card that isn't here."""
+    """What this machine's card has free, this process's own context included, or all of the processor's memory, from
+    which others can be moved out; None if the plan is for a card that isn't here."""
     if not card:
         return int(psutil.virtual_memory().total)
     if not torch.cuda.is_available():

@@ -40,6 +40,12 @@ class WeightStream:
             self._weights[following].fetch(self._side)
         yield
 
+    def rest(self) -> None:
+        """All weights in host memory, until a module is present again."""
+        self._present = None
+        for weights in self._weights:
+            weights.drop()
+
     def close(self) -> None:
         """All weights back on the device, to stay."""
         self._present = None

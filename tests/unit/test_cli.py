@@ -99,8 +99,9 @@ def _a_value(name: str, kind: str, choices: tuple[str, ...]) -> tuple[str, Any]:
     """What to type for an option, and what its config then holds."""
     if choices:
         return choices[-1], choices[-1]
-    if name == "motion":
-        return "left:1.5", "left:1.5"
+    special: dict[str, Any] = {"motion": "left:1.5", "condition": "first-frame", "keyframe_passes": 2, "cache": 3}
+    if name in special:
+        return str(special[name]), special[name]
     return {
         "integer": ("32", 32),
         "number": ("0.5" if name != "guidance" else "1.5", 0.5 if name != "guidance" else 1.5),

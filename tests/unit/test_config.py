@@ -76,5 +76,5 @@ def test_required_fields() -> None:
 
 
 def test_export_names_its_formats() -> None:
-    with pytest.raises(ValidationError, match="'msdv' or 'pipeline'"):
+    with pytest.raises(ValidationError, match="'msdv', 'pipeline', 'motion-adapter', 'animatediff', '2022' or 'lora'"):
         ExportConfig(source="run", out=Path("out"), to="onnx")  # type: ignore[arg-type]

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,8 @@ def test_diffusers_itself_loads_the_pipeline_folder(run: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("out", "to", "words"),
     [
+        ("a.ckpt", "motion-adapter", "--to motion-adapter writes a folder: choose a name without a suffix"),
+        ("a.ckpt", "animatediff", "msdv writes no pickles"),
         ("a.bin", None, "msdv writes no pickles"),
         ("motion.safetensor", None, "don't know how to write .safetensor"),
         ("folder", "msdv", "--to msdv writes one file"),
@@ -83,3 +86,80 @@ def test_sources_that_cannot_be_used(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists"):
         export(ExportConfig(source=str(run), out=tmp_path / "a.safetensors"))
     assert (tmp_path / "a.safetensors").read_text() == "mine"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("to", ["msdv", "pipeline"])
+@pytest.mark.parametrize(
+    ("source", "out", "words"),
+    [
+        ("runs/a", "runs/a", "is or holds"),
+        ("runs/a", "runs", "is or holds"),
+        ("runs/a", "runs/a/../../runs", "is or holds"),
+        ("runs/a/temporal.safetensors", "runs/a", "is or holds"),
+        ("runs/a", "runs/b", "is not a folder that msdv export wrote"),
+        ("runs/a", "mine", "is not a folder that msdv export wrote"),
+        ("runs/a", "exports", "is or holds a run of msdv train"),
+        ("runs/a", "file", "is not a folder that msdv export wrote"),
+    ],
+)
+def test_what_no_export_wrote_is_not_replaced(
+    run: Path, tmp_path: Path, to: str, source: str, out: str, words: str
+) -> None:
+    for place in ("runs/a", "runs/b", "exports/c"):
+        (tmp_path / place / "checkpoints").mkdir(parents=True)
+        for name in ("temporal.safetensors", "config.toml"):
+            shutil.copyfile(run / name, tmp_path / place / name)
+    (tmp_path / "exports" / "export.toml").write_text("[export]\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    (tmp_path / "file").write_text("mine")
+    before = content(tmp_path)
+    with pytest.raises(UsageError, match=words if to == "pipeline" else "choose a"):
+        export(
+            ExportConfig.model_validate(
+                {"source": str(tmp_path / source), "out": tmp_path / out, "to": to, "overwrite": True}
+            )
+        )
+    assert content(tmp_path) == before
+
+
+def test_a_file_does_not_replace_what_it_is_made_from(run: Path, tmp_path: Path) -> None:
+    for name in ("temporal.safetensors", "config.toml"):
+        shutil.copyfile(run / name, tmp_path / name)
+    before = content(tmp_path)
+    for source in (tmp_path, tmp_path / "temporal.safetensors"):
+        with pytest.raises(UsageError, match=r"is or holds .*, from which it would be made"):
+            export(ExportConfig(source=str(source), out=tmp_path / "temporal.safetensors", overwrite=True))
+    shutil.copytree(tmp_path, tmp_path / "other")
+    with pytest.raises(UsageError, match="is the weights of a run of msdv train"):
+        export(ExportConfig(source=str(tmp_path), out=tmp_path / "other" / "temporal.safetensors", overwrite=True))
+    shutil.rmtree(tmp_path / "other")
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(UsageError, match=r"folder\.safetensors is a folder: choose another name"):
+        export(ExportConfig(source=str(tmp_path), out=tmp_path / "folder.safetensors", overwrite=True))
+    assert content(tmp_path) == before
+
+
+def test_exports_are_replaced(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    export(ExportConfig(source=str(run), out=tmp_path / "out"))
+    (tmp_path / "out" / "README.md").write_text("old")
+    export(ExportConfig(source=str(run), out=tmp_path / "out", overwrite=True))
+    assert (tmp_path / "out" / "README.md").read_text() != "old"
+
+
+def test_places_and_files_that_are_no_good(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(
+        UsageError, match=r"a\.safetensors can't be written \(.*file: not a directory\): choose another"
+    ):
+        export(ExportConfig(source=str(run), out=tmp_path / "file" / "a.safetensors"))
+    cut = tmp_path / "cut.safetensors"
+    data = (run / "temporal.safetensors").read_bytes()
+    cut.write_bytes(data[: len(data) // 2])
+    with pytest.raises(MsdvError, match=r"cut\.safetensors is incomplete or damaged \(.*\): download or copy it again"):
+        export(ExportConfig(source=str(cut), out=tmp_path / "a.safetensors"))

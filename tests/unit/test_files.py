@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 
 from msdv import files
 from msdv.errors import UsageError
-from msdv.files import is_unfinished, refuse_overwrite, write_file, write_folder
+from msdv.files import is_unfinished, refuse_overwrite, refuse_unwritable, write_file, write_folder
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -95,3 +96,27 @@ def test_a_folder_that_comes_up_in_between_is_replaced(tmp_path: Path, monkeypat
         (temporary / "ours.txt").touch()
     assert [path.name for path in target.iterdir()] == ["ours.txt"]
     assert [path.name for path in tmp_path.iterdir()] == ["clip"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="takes permissions that are kept")
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UsageError, match="permission denied"):
+        refuse_unwritable(tmp_path / "new" / "a.gif")
+
+
+def test_a_place_that_can_hold_no_file_is_told_before_the_work(tmp_path: Path) -> None:
+    refuse_unwritable(tmp_path / "new" / "folder" / "a.gif")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"a.gif can't be written \(.*file: not a directory\): choose another place"):
+        refuse_unwritable(tmp_path / "file" / "a.gif")
+
+
+def test_errors_name_what_was_to_be_written(tmp_path: Path) -> None:
+    for write in (write_file, write_folder):
+        with pytest.raises(PermissionError) as caught, write(tmp_path / "a.gif") as temporary:
+            raise PermissionError(errno.EACCES, "no", str(temporary))
+        assert caught.value.filename == str(tmp_path / "a.gif")
+    with pytest.raises(OSError, match=r"File exists|Not a directory"), write_file(Path(__file__) / "a.gif"):
+        pass

@@ -50,15 +50,15 @@ def zero_snr_run(velocity_base: Path, sky_frames: Path, tmp_path_factory: pytest
 
 def sampled_with(monkeypatch: pytest.MonkeyPatch, model: Path, out: Path, **changes: object) -> dict[str, Any]:
     """What `denoise` is given when `model` is sampled from."""
-    import msdv.sample
+    import msdv.sampling.sampler
 
-    real, seen = msdv.sample.denoise, {}
+    real, seen = msdv.sampling.sampler.denoise, {}
 
     def watched(model: Any, noise: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         seen.update(options, noise=noise)
         return real(model, noise, *args, **options)
 
-    monkeypatch.setattr(msdv.sample, "denoise", watched)
+    monkeypatch.setattr(msdv.sampling.sampler, "denoise", watched)
     values = {"prompt": "sea", "out": out, "model": str(model), "frames": 3, "steps": 2, "device": "cpu", **changes}
     sample(SampleConfig.model_validate(values))
     return seen
@@ -155,14 +155,14 @@ def test_what_nothing_can_be_learned_from_is_refused_before_the_work(
 
 def break_calls(monkeypatch: pytest.MonkeyPatch, calls: range) -> None:
     """What goes into the model is not a number, in these calls of `predict`, counted from 0."""
-    import msdv.training
+    import msdv.model.step
 
-    real, number = msdv.training.predict, iter(range(10_000))
+    real, number = msdv.model.step.predict, iter(range(10_000))
 
     def breaks(model: Any, latents: torch.Tensor, *args: Any) -> torch.Tensor:
         return real(model, latents * (math.nan if next(number) in calls else 1.0), *args)
 
-    monkeypatch.setattr(msdv.training, "predict", breaks)
+    monkeypatch.setattr(msdv.model.step, "predict", breaks)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(

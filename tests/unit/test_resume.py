@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-import msdv.resume
+import msdv.records
 import msdv.train
 from msdv.config import TrainConfig
 from msdv.errors import MsdvError
 from msdv.recipe import read_section
 from msdv.run import Run
 from msdv.train import train
+from msdv.weights import read_metadata
 from tests.runs import assert_same_training, settings, train_until_killed
 
 KILLED: dict[str, object] = {"steps": 4, "checkpoint_every": 2, "keep_checkpoints": 1, "ema": 0.9}
@@ -158,11 +159,11 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_training_goes_on(
     )
     assert [step for step, _ in run.checkpoints()] == [6]
     full.append(8)
-    with pytest.raises(
-        MsdvError, match=r"step 8 can't be saved, the disk is full; .* of step 6: free some space, then"
-    ):
+    words = r"step 8 can't be saved, the disk is full; .* of step 6, but the weights are in .*: free some space, then"
+    with pytest.raises(MsdvError, match=words):
         train(TrainConfig(resume=str(run.folder), steps=8))
     assert [step for step, _ in run.checkpoints()] == [6]
+    assert read_metadata(run.weights).steps == 8
     full.clear()
     assert train(TrainConfig(resume=str(run.folder))).run.checkpoints()[-1][0] == 8
 
@@ -193,7 +194,7 @@ def test_what_only_tells_of_a_training_does_not_end_it(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Run, "log", full)
-    monkeypatch.setattr(msdv.train, "write_report", full)
+    monkeypatch.setattr(msdv.records, "write_report", full)
     run = train(settings(tiny_base, sky_frames, tmp_path / "run", steps=3)).run
     assert run.weights.is_file()
     errors = capfd.readouterr().err

@@ -68,8 +68,10 @@ def test_settings_change_the_picture(run: Path, tmp_path: Path) -> None:
 def test_noise_from_a_file_decides_size_and_frames(run: Path, tmp_path: Path) -> None:
     noise = torch.randn(1, 4, 3, 6, 4, generator=torch.Generator().manual_seed(0))
     save_file({"latents": noise}, tmp_path / "noise.safetensors")
-    for name, seed in (("a", 1), ("b", 2)):
-        sample(settings(run, tmp_path / name, frames=3, seed=seed, latents=tmp_path / "noise.safetensors"))
+    latents = tmp_path / "noise.safetensors"
+    sample(settings(run, tmp_path / "a", frames=3, seed=1, latents=latents))
+    values = {"prompt": "sea", "model": str(run), "steps": 2, "device": "cpu", "prompt_at": ("2:sea",)}
+    sample(SampleConfig.model_validate({**values, "out": tmp_path / "b", "latents": latents}))
     frames = [read_video(tmp_path / name)[0] for name in ("a", "b")]
     assert frames[0].shape == (3, 48, 32, 3)
     assert np.array_equal(*frames)
@@ -81,6 +83,8 @@ def test_noise_from_a_file_decides_size_and_frames(run: Path, tmp_path: Path) ->
         (None, UsageError, "does not exist: give a .safetensors file with the key latents"),
         (b"text", MsdvError, "is not a safetensors file"),
         ({"noise": torch.zeros(1)}, MsdvError, "has no key latents (but noise)"),
+        ({"latents": torch.full((1, 4, 5, 4, 4), torch.nan)}, MsdvError, "holds numbers that are none"),
+        ({"latents": torch.zeros(1, 4, 5, 4, 4, dtype=torch.int64)}, MsdvError, "holds whole numbers (int64)"),
         ({"latents": torch.zeros(1, 4, 2, 4, 4)}, UsageError, "is (1, 4, 2, 4, 4), not (1, 4, 5, height/8, width/8)"),
     ],
 )
@@ -108,9 +112,13 @@ def test_the_newest_run_is_used_where_no_model_is_named(
 
 
 def test_wrong_results_are_refused_before_the_work(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"choose .gif, .mp4"):
-        sample(settings(run, tmp_path / "a.avi"))
+    with pytest.raises(ValueError, match=r"choose .gif, .mp4"):
+        settings(run, tmp_path / "a.avi")
+    with pytest.raises(ValueError, match=r"has no name before .gif: give one, such as out.gif"):
+        settings(run, tmp_path / ".gif")
     (tmp_path / "a.gif").write_text("mine")
+    with pytest.raises(UsageError, match=r"a.gif is what the video is made of, and would be replaced"):
+        sample(settings(run, tmp_path / "a.gif", continue_from=tmp_path / "." / "a.gif", overwrite=True))
     with pytest.raises(UsageError, match="exists: choose another name, or pass --overwrite"):
         sample(settings(run, tmp_path / "a.gif"))
     assert (tmp_path / "a.gif").read_text() == "mine"
@@ -208,3 +216,44 @@ def test_half_precision_on_a_cpu_samples_nearly_the_same(
     sample(settings(run, tmp_path / "half", guidance=1.0, fp16=True))
     full, half = (read_video(tmp_path / name)[0].astype(int) for name in ("full", "half"))
     assert np.abs(full - half).mean() < 6
+
+
+def test_long_videos_and_loops_are_made_in_windows(run: Path, tmp_path: Path) -> None:
+    sample(settings(run, tmp_path / "long.gif", frames=12, window=5))
+    made_by = read_metadata(tmp_path / "long.gif")
+    assert (made_by["frames"], made_by["window"], made_by["overlap"]) == (12, 5, 1)
+    assert read_video(tmp_path / "long.gif")[0].shape[0] == 12
+    for name, changes in {
+        "whole": {},
+        "one": {"window": 5, "overlap": 2},
+        "more": {"window": 1000},
+        "loop": {"loop": True},
+    }.items():
+        sample(settings(run, tmp_path / name, **changes))
+    whole, one, more, loop = (read_video(tmp_path / name)[0] for name in ("whole", "one", "more", "loop"))
+    assert np.array_equal(whole, one) and np.array_equal(whole, more)
+    assert not np.array_equal(whole, loop)
+    assert read_metadata(tmp_path / "loop")["overlap"] == 8
+
+
+def test_texts_change_from_frame_to_frame(run: Path, tmp_path: Path) -> None:
+    sample(settings(run, tmp_path / "one", motion="none"))
+    sample(settings(run, tmp_path / "two", motion="none", prompt_at=("3:night",)))
+    sample(settings(run, tmp_path / "windows", motion="none", prompt_at=("3:night",), window=3, overlap=1))
+    assert not np.array_equal(*(read_video(tmp_path / name)[0] for name in ("one", "two")))
+    assert read_metadata(tmp_path / "windows")["prompt_at"] == ["3:night"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"overlap": 2}, "--overlap 2: there are no windows to overlap"),
+        ({"window": 4, "overlap": 4}, "--overlap 4: windows of 4 frames can share 3 at most"),
+        ({"prompt_at": ("5:night",)}, "--prompt-at 5:night: the last of 5 frames is 4"),
+    ],
+)
+def test_lengths_and_texts_that_cannot_be_meant(run: Path, tmp_path: Path, changes: dict, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        sample(settings(run, tmp_path / "a.gif", **changes))
+    assert words in str(caught.value)
+    assert not (tmp_path / "a.gif").exists()

@@ -68,7 +68,7 @@ def test_what_is_no_temporal_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist: give a temporal"):
         read_metadata(path)
     path.write_text("text")
-    with pytest.raises(MsdvError, match="is not a safetensors file"):
+    with pytest.raises(MsdvError, match="is incomplete or damaged"):
         read_metadata(path)
     save_file(STATE, path)
     with pytest.raises(MsdvError, match=r"holds no temporal weights of msdv \(format: not given\)"):

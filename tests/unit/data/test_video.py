@@ -1,5 +1,8 @@
 """write_video and what other programs (Pillow, FFmpeg) make of its files."""
 
+import errno
+import shutil
+import weakref
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from msdv.config import OUTPUT_SUFFIXES
+from msdv.config import VIDEO_SUFFIXES
+from msdv.data import encode
 from msdv.data.metadata import embed, extract
 from msdv.data.video import output_format, read_metadata, read_video, write_video
 from msdv.errors import MsdvError, UsageError
 
-FORMATS = [*OUTPUT_SUFFIXES, ""]
+FORMATS = [*VIDEO_SUFFIXES, ""]
 SETTINGS: dict[str, Any] = {"prompt": 'wölkchen "雲" <&> \x7f', "seed": 3, "guidance": 7.5, "negative": None, "fps": 12}
 
 
@@ -47,7 +51,7 @@ def test_round_trip(tmp_path: Path, suffix: str, fps: float, count: int) -> None
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("suffix", OUTPUT_SUFFIXES)
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
 def test_same_frames_same_bytes(tmp_path: Path, suffix: str) -> None:
     for name in ("a", "b"):
         write_video(tmp_path / f"{name}{suffix}", sky(9), fps=12, metadata=SETTINGS)
@@ -127,7 +131,7 @@ def test_colours_survive(tmp_path: Path, suffix: str, colour: tuple[int, int, in
     assert np.abs(mean - colour).max() <= 2
 
 
-@pytest.mark.parametrize("suffix", OUTPUT_SUFFIXES)
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
 def test_odd_sizes(tmp_path: Path, suffix: str) -> None:
     frames = sky(3, width=33, height=17)
     write_video(tmp_path / f"a{suffix}", frames, fps=12)
@@ -208,7 +212,7 @@ def test_a_folder_in_the_way(tmp_path: Path) -> None:
 
 
 def test_files_of_others(tmp_path: Path) -> None:
-    for suffix in OUTPUT_SUFFIXES:
+    for suffix in VIDEO_SUFFIXES:
         write_video(tmp_path / f"a{suffix}", sky(2), fps=12)
         assert read_metadata(tmp_path / f"a{suffix}") == {}
     with av.open(str(tmp_path / "b.mp4"), "w") as container:
@@ -220,7 +224,7 @@ def test_files_of_others(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "b.mp4") == {"comment": "made by hand"}
 
 
-@pytest.mark.parametrize("suffix", [*OUTPUT_SUFFIXES, ".mkv"])
+@pytest.mark.parametrize("suffix", [*VIDEO_SUFFIXES, ".mkv"])
 @pytest.mark.parametrize("content", [b"", b"hello", b"GIF89a", b"\x89PNG\r\n\x1a\n\0\0", b"RIFF\0\0\0\0WEBPVP8X"])
 def test_broken_files_are_named(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"broken{suffix}"
@@ -241,6 +245,74 @@ def test_missing_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
 def test_comments_of_any_length(tmp_path: Path, suffix: str) -> None:
     write_video(tmp_path / f"a{suffix}", sky(2), fps=12)
-    data = (tmp_path / f"a{suffix}").read_bytes()
     for length in (1, 254, 255, 256, 70000):
-        assert extract(embed(data, suffix, "c" * length), suffix) == "c" * length
+        again = shutil.copy(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
+        embed(again, suffix, "c" * length)
+        assert extract(again, suffix) == "c" * length
+        assert np.array_equal(read_video(again)[0], read_video(tmp_path / f"a{suffix}")[0])
+
+
+def noisy(count: int) -> list[np.ndarray]:
+    """A sky with grain: more colours than a gif has."""
+    rng = np.random.default_rng(0)
+    grain = rng.normal(0, 6, (count, 64, 96, 3))
+    return [np.clip(frame + g, 0, 255).astype(np.uint8) for frame, g in zip(sky(count, 96, 64), grain, strict=True)]
+
+
+def test_kinds_of_dithering(tmp_path: Path) -> None:
+    frames, sizes = sky(12, 96, 64), {}
+    for dither in ("diffusion", "ordered", "none"):
+        path = tmp_path / f"{dither}.gif"
+        write_video(path, frames, fps=12, dither=dither)  # type: ignore[arg-type]
+        assert difference(read_video(path)[0], frames) < 4
+        sizes[dither] = path.stat().st_size
+    assert sizes["none"] < min(sizes["diffusion"], sizes["ordered"])
+    assert len({(tmp_path / f"{name}.gif").read_bytes() for name in sizes}) == 3
+
+
+def test_frames_that_wait_on_the_disk_give_the_same_gif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "a.gif", noisy(9), fps=12)
+    monkeypatch.setattr(encode, "MOST_WAITING", 1000)
+    write_video(tmp_path / "b.gif", noisy(9), fps=12)
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_frames_are_not_collected(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held, from frame to frame, is at most what the encoder looks ahead."""
+    monkeypatch.setattr(encode, "MOST_WAITING", 1000)
+    alive: set[int] = set()
+    most = 0
+
+    def frames() -> Any:
+        nonlocal most
+        for index, frame in enumerate(sky(80)):
+            own = frame.copy()
+            alive.add(index)
+            weakref.finalize(own, alive.discard, index)
+            yield own
+            del own
+            most = max(most, len(alive))
+
+    write_video(tmp_path / f"a{suffix}", frames(), fps=12)
+    assert most <= 3
+
+
+def test_a_suffix_in_capitals(tmp_path: Path) -> None:
+    for suffix in VIDEO_SUFFIXES:
+        path = tmp_path / f"A{suffix.upper()}"
+        write_video(path, sky(3), fps=12, metadata=SETTINGS)
+        assert len(read_video(path)[0]) == 3
+        assert read_metadata(path) == SETTINGS
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_full_disk_leaves_nothing(tmp_path: Path, suffix: str) -> None:
+    def frames() -> Any:
+        yield from sky(3)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_video(tmp_path / f"a{suffix}", frames(), fps=12)
+    assert list(tmp_path.iterdir()) == []

@@ -49,7 +49,7 @@ def test_a_batch_too_large_for_one_grid_is_split(most: int) -> None:
     [
         (torch.bfloat16, True, 2**27, True),
         (torch.bfloat16, True, 0, False),
-        (torch.bfloat16, False, 2**27, False),
+        (torch.bfloat16, False, 2**27, True),
         (torch.float32, True, 2**27, False),
     ],
 )

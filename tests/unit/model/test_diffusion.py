@@ -8,7 +8,8 @@ import torch
 from msdv.config import SchedulerName
 from msdv.errors import MsdvError
 from msdv.model.diffusion import TrainingSchedule, blank_condition, denoise, make_scheduler
-from msdv.model.inflate import inflate
+from msdv.model.guidance import Guided, OneText
+from msdv.model.inflate import VideoUNet, inflate
 from tests.tiny import SCHEDULER, tiny_unet
 
 VELOCITY = {**SCHEDULER, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
@@ -22,27 +23,28 @@ def text(unet: object, seed: int) -> torch.Tensor:
     return torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(seed))
 
 
+def with_guidance(model: VideoUNet, guidance: float) -> Guided:
+    return Guided(model, OneText(text(model.unet, 1)), OneText(text(model.unet, 2)), guidance=guidance)
+
+
 @pytest.mark.parametrize("name", get_args(SchedulerName))
 @pytest.mark.parametrize("config", [SCHEDULER, VELOCITY], ids=["epsilon", "velocity"])
 def test_every_scheduler_denoises_the_same_for_the_same_seed(name: SchedulerName, config: dict) -> None:
     model = inflate(tiny_unet())
     results = []
+    steps: list[int] = []
     for _ in range(2):
-        steps: list[int] = []
         results.append(
             denoise(
-                model,
+                with_guidance(model, 3.0),
                 noise(),
-                text(model, 1),
-                text(model, 2),
                 scheduler=make_scheduler(name, config),
                 steps=3,
-                guidance=3.0,
                 generator=torch.Generator().manual_seed(5),
-                on_step=steps.append,
+                on_step=lambda step, latents: steps.append(step),
             )
         )
-        assert steps == [1, 2, 3]
+    assert steps == [1, 2, 3] * 2
     assert results[0].shape == noise().shape
     assert torch.equal(*results)
 
@@ -50,15 +52,7 @@ def test_every_scheduler_denoises_the_same_for_the_same_seed(name: SchedulerName
 def test_guidance_is_that_of_diffusers_pipeline() -> None:
     unet = tiny_unet()
     model = inflate(copy.deepcopy(unet))
-    result = denoise(
-        model,
-        noise(1),
-        text(model, 1),
-        text(model, 2),
-        scheduler=make_scheduler("ddim", SCHEDULER),
-        steps=4,
-        guidance=7.5,
-    )
+    result = denoise(with_guidance(model, 7.5), noise(1), scheduler=make_scheduler("ddim", SCHEDULER), steps=4)
     scheduler = diffusers.DDIMScheduler.from_config(SCHEDULER)
     scheduler.set_timesteps(4)
     latents = noise(1)[:, :, 0]
@@ -74,8 +68,7 @@ def test_guidance_one_needs_no_second_prediction() -> None:
     model = inflate(tiny_unet())
     calls: list[torch.Tensor] = []
     model.unet.register_forward_pre_hook(lambda _, args: calls.append(args[0]))
-    arguments = {"scheduler": make_scheduler("ddim", SCHEDULER), "steps": 3}
-    denoise(model, noise(), text(model, 1), text(model, 2), guidance=1.0, **arguments)  # type: ignore[arg-type]
+    denoise(with_guidance(model, 1.0), noise(), scheduler=make_scheduler("ddim", SCHEDULER), steps=3)
     assert len(calls) == 3
 
 
@@ -84,15 +77,7 @@ def test_results_that_are_not_finite_are_an_error() -> None:
     with torch.no_grad():
         model.unet.conv_out.spatial_conv.bias.fill_(float("nan"))
     with pytest.raises(MsdvError, match="not finite: try without --fp16"):
-        denoise(
-            model,
-            noise(),
-            text(model, 1),
-            text(model, 2),
-            scheduler=make_scheduler("ddim", SCHEDULER),
-            steps=2,
-            guidance=1.0,
-        )
+        denoise(with_guidance(model, 1.0), noise(), scheduler=make_scheduler("ddim", SCHEDULER), steps=2)
 
 
 def test_targets_are_what_undoes_the_noise() -> None:

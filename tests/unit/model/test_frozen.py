@@ -80,6 +80,21 @@ def five_dimensional(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     return F.group_norm(clip, norm.num_groups, norm.weight, norm.bias, norm.eps).transpose(1, 2).flatten(0, 1)
 
 
+@pytest.mark.parametrize("side", [4, 8, 33])
+def test_a_group_norm_in_half_precision_is_the_one_in_single(side: int) -> None:
+    norm = nn.GroupNorm(4, 16).requires_grad_(False)
+    with torch.no_grad():
+        norm.weight.uniform_(-1, 1)
+        norm.bias.uniform_(-1, 1)
+    x = torch.randn(2, 16, side, side).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    half = copy.deepcopy(norm).to(torch.bfloat16)
+    mine = with_gradient(lambda t: norm_silu((t,), half, None, [slice(0, 2)], None), x)
+    expected = with_gradient(lambda t: F.silu(norm(t)), x.float())
+    for one, other in zip(mine, expected, strict=True):
+        assert one.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(one.float(), other, atol=0.05, rtol=0.05)
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("ranges", [WHOLE, PARTS], ids=["whole", "parts"])
 @pytest.mark.parametrize("clips", [None, 2], ids=["frame", "joint"])

@@ -145,19 +145,3 @@ def test_a_unet_of_another_family_is_refused() -> None:
     )
     with pytest.raises(MsdvError, match="not as in Stable Diffusion"):
         inflate(unet)
-
-
-def test_gradient_checkpointing_gives_the_same_gradients() -> None:
-    unet = tiny_unet()
-    gradients = []
-    for checkpointing in (False, True):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = inflate(copy.deepcopy(unet), "joint")
-        if checkpointing:
-            model.unet.enable_gradient_checkpointing()
-        model(*inputs(unet)).square().mean().backward()
-        gradients.append({k: p.grad for k, p in model.temporal_parameters().items()})
-    for key, gradient in gradients[0].items():
-        assert gradient is not None, key
-        torch.testing.assert_close(gradients[1][key], gradient, atol=1e-6, rtol=1e-4)

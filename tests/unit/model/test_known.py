@@ -38,6 +38,7 @@ def test_hub_ids_and_short_names_are_known() -> None:
     assert {find_architecture(name).size for name in ids} == {512}
     assert find_architecture("runwayml/stable-diffusion-inpainting").unet["in_channels"] == 9
     assert find_architecture("stabilityai/stable-diffusion-2-1").size == 768
+    assert find_architecture("lxj616/make-a-stable-diffusion-video-timelapse").group_norm == "joint"
     assert find_architecture("2022").group_norm == "joint"
 
 

@@ -26,7 +26,7 @@ def start(**changes: object) -> TemporalMetadata:
     values: dict = {
         "group_norm": "frame",
         "base": "a model",
-        "unet_hash": "",
+        "unet_hash": "0" * 64,
         "frames": 4,
         "size": 32,
         "fps": 5.0,

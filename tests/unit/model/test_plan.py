@@ -8,7 +8,8 @@ from msdv.config import SampleConfig, TrainConfig
 from msdv.errors import UsageError
 from msdv.model.known import KNOWN, Architecture
 from msdv.model.memory import CARD_CONTEXT, Job
-from msdv.model.plan import Planner, Settings, choose_savings, fixed_settings, step_down
+from msdv.model.plan import Planner, Settings, choose_savings, fitting_window, fixed_settings, step_down
+from msdv.model.windows import Length
 from tests.tiny import tiny_text_encoder, tiny_unet, tiny_vae
 
 TINY = Architecture("tiny", dict(tiny_unet().config), dict(tiny_vae().config), tiny_text_encoder().config.to_dict())
@@ -108,7 +109,27 @@ def test_a_sample_is_worked_off_in_chunks_where_it_must_be() -> None:
     planner = Planner(replace(JOB, frames=64), budget=1, sampling=True)
     none, eight = (planner.estimate(notch).peak_bytes for notch in planner.notches[:2])
     planner.budget = (none + eight) // 2
-    assert planner.choose().chunk_frames == 16
+    assert planner.choose().chunk_frames == 10
+
+
+def test_windows_count_as_what_is_seen_together() -> None:
+    windows = replace(JOB, frames=500, length=Length(16, 4))
+    planner = Planner(windows, budget=1, sampling=True)
+    assert [notch.chunk_frames for notch in planner.notches] == [0, 10, 2, 2]
+    in_windows, together = planner.estimate(Settings()), Planner(JOB, budget=1, sampling=True).estimate(Settings())
+    assert together.peak_bytes < in_windows.peak_bytes < 1.15 * together.peak_bytes
+    assert planner.job.frames == 500  # it is never the planner that chooses windows
+
+
+def test_a_window_is_suggested_where_not_all_frames_fit() -> None:
+    assert fitting_window(replace(JOB, frames=100), 60) == 25
+    assert fitting_window(replace(JOB, frames=100), 20) == 19
+    assert fitting_window(replace(JOB, frames=100), 5) is None
+    assert fitting_window(replace(JOB, frames=20), 60) is None
+    assert fitting_window(replace(JOB, frames=100, length=Length(50, 5)), 60) is None
+    long = replace(JOB, frames=1000)
+    with pytest.raises(UsageError, match=r"try --window \d+, with which 1000 frames fit, or --frames \d+"):
+        choose_savings(long, SampleConfig.model_validate({"prompt": "", "out": "a.gif", "vram": 0.52}))
 
 
 def test_stepping_down_takes_ever_less(planner: Planner) -> None:
@@ -123,7 +144,6 @@ def test_stepping_down_takes_ever_less(planner: Planner) -> None:
     assert all(step.offload_optim for step in seen)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("frames", "most"), [(25, 4.0), (49, 6.0)])
 def test_stable_diffusion_trains_on_a_small_card(frames: int, most: float) -> None:
     job = Job(KNOWN["sd-1.5"], frames, 512, 512, torch.float16)

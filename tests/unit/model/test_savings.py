@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from msdv.config import GroupNormMode
+from msdv.config import Arch, GroupNormMode
 from msdv.model.inflate import VideoUNet, inflate
 from msdv.model.savings import Savings, cheapest_first, unit_costs
 from tests.tiny import tiny_unet
@@ -16,10 +16,13 @@ from tests.tiny import tiny_unet
 FRAMES = 5
 
 
-def trained_model(mode: GroupNormMode = "frame", channels_last: bool = False, **shape: object) -> VideoUNet:
+def trained_model(
+    mode: GroupNormMode = "frame", channels_last: bool = False, arch: Arch = "pseudo3d", **shape: object
+) -> VideoUNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = inflate(tiny_unet(**shape), mode, channels_last=channels_last)  # type: ignore[arg-type]
+        unet = tiny_unet(**shape)  # type: ignore[arg-type]
+        model = inflate(unet, mode, arch=arch, mid_block=True, channels_last=channels_last)
         with torch.no_grad():
             for parameter in model.temporal_parameters().values():
                 parameter.add_(0.02 * torch.randn(parameter.shape))
@@ -63,6 +66,9 @@ SHAPES = [
     pytest.param({}, "frame", False, id="sd1"),
     pytest.param({"sd2": True, "in_channels": 9}, "joint", False, id="sd2 inpainting"),
     pytest.param({"blocks": 4}, "joint", True, id="four blocks"),
+    pytest.param({"arch": "motion-module"}, "joint", False, id="motion modules"),
+    pytest.param({"arch": "motion-module"}, "joint", True, id="motion modules channels last"),
+    pytest.param({"arch": "motion-module"}, "frame", True, id="motion modules by frame"),
 ]
 # Where a tensor is used thrice, units add up its gradients in another order.
 EXACT = 1e-5

@@ -1,13 +1,15 @@
 import copy
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from msdv.errors import MsdvError, UsageError
 from msdv.model.base import load_base
-from msdv.model.temporal import build_video_unet, module_hash
-from msdv.weights import TemporalMetadata, save_temporal
+from msdv.model.temporal import build_video_unet, module_hash, noise_schedule
+from msdv.weights import LINEAR, TemporalMetadata, load_temporal, read_metadata, save_temporal
 from tests.tiny import tiny_vae
 
 
@@ -78,3 +80,25 @@ def test_a_module_hash_sees_weights_precision_and_no_parts_that_do_not_count() -
     assert len({module_hash(vae), module_hash(changed), module_hash(half)}) == 3
     encoder = ("encoder.", "quant_conv.")
     assert module_hash(vae, encoder) == module_hash(changed, encoder) != module_hash(half, encoder)
+
+
+def test_weights_that_are_not_finite_are_named(tiny_base: Path, flow_run: Path, tmp_path: Path) -> None:
+    state, metadata = load_temporal(flow_run / "temporal.safetensors")
+    key = next(iter(state))
+    state[key].view(-1)[0] = float("nan")
+    file = tmp_path / "broken.safetensors"
+    save_file(state, file, metadata=metadata.to_header())
+    base = load_base(str(tiny_base), device=torch.device("cpu"), dtype=torch.float32)
+    with pytest.raises(MsdvError, match=rf"broken.safetensors can't be used: {re.escape(key)} is not finite"):
+        build_video_unet(base, file)
+
+
+def test_layers_for_any_base_leave_it_its_own_prediction(tiny_base: Path, flow_run: Path) -> None:
+    base = load_base(str(tiny_base), device=torch.device("cpu"), dtype=torch.float32, parts=("unet",))
+    metadata = read_metadata(flow_run / "temporal.safetensors")
+    other = {**LINEAR, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    anywhere = metadata.model_copy(update={"unet_hash": "", "prediction_type": "v_prediction", "scheduler": other})
+    schedule = noise_schedule(base, anywhere)
+    assert schedule["prediction_type"] == base.prediction_type == "epsilon"
+    assert not schedule.get("rescale_betas_zero_snr")
+    assert schedule["beta_schedule"] == "linear"

@@ -1,0 +1,76 @@
+"""From latents to the file that people see: decoded a few frames at a time, and written as they come."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from msdv.config import Dither
+from msdv.console import progress
+from msdv.data.start import Footage
+from msdv.data.tensors import write_tensors
+from msdv.data.video import output_format, write_video
+from msdv.model.base import Base
+from msdv.sampling.grid import grid_size, side_by_side
+
+
+def write_result(
+    out: Path,
+    base: Base,
+    latents: Tensor,
+    *,
+    fps: float,
+    metadata: Mapping[str, Any],
+    dither: Dither = "diffusion",
+    labels: Sequence[str] = (),
+    before: Footage | None = None,
+) -> None:
+    """Decode latents (n, 4, f, h, w), n videos that are to stand side by side, and write them as what the suffix of
+    `out` says, whole or not at all. `labels`, one a video, stand above them where the result is for eyes.
+    `before` is a video whose frames come first, if it is one that is written.
+
+    Raises:
+        MsdvError: when the pictures are not finite.
+    """
+    height, width = (side * base.vae_scale_factor for side in latents.shape[3:])
+    before = None if labels or len(latents) > 1 else before
+    earlier = () if before is None else before.frames(height, width)
+    count = latents.shape[2] + (0 if before is None else before.count)
+    with progress("frame") as bar:
+        task = bar.add_task(f"writing {out.name}", total=count, note="")
+
+        def shown(frames: Iterable[Any], each: int = 1) -> Iterator[Any]:
+            for frame in frames:
+                yield frame
+                bar.advance(task, len(frame) if each == 0 else each)
+
+        if output_format(out) == ".safetensors":
+            factor = base.vae_scale_factor
+            size = grid_size(len(latents), latents.shape[3] * factor, latents.shape[4] * factor, labels=False)
+            if len(latents) == 1:
+                floats = (np.float32(frame[None]) / 255 for frame in earlier)
+                parts = shown(chain(floats, base.picture_passes(latents[0].transpose(0, 1))), each=0)
+            else:
+                pictures = side_by_side([_each(base.picture_passes(video.transpose(0, 1))) for video in latents])
+                parts = shown(frame[None] for frame in pictures)
+            shape = count, *size
+            write_tensors(out, parts, shape, latents.float().cpu().numpy(), metadata)
+        else:
+            frames: Iterator[np.ndarray] = chain(earlier, decoded_frames(base, latents))
+            if labels:
+                frames = side_by_side([decoded_frames(base, video[None]) for video in latents], labels)
+            write_video(out, shown(frames), fps=fps, metadata=metadata, dither=dither)
+
+
+def _each(passes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for part in passes:
+        yield from part
+
+
+def decoded_frames(base: Base, latents: Tensor) -> Iterator[np.ndarray]:
+    """Frames (8h, 8w, 3), uint8, of latents (1, 4, f, h, w), few of them in memory at a time."""
+    for part in base.decode_passes(latents[0].transpose(0, 1)):
+        yield from part.numpy()
