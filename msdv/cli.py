@@ -70,8 +70,8 @@ def _train(config: TrainConfig) -> list[str]:
 
 
 def _sample(config: SampleConfig) -> list[str]:
-    if config.json_output and not config.plan:
-        raise UsageError("--json prints the result of --plan: give both, or neither")
+    if config.json_output and not (config.plan or config.report):
+        raise UsageError("--json prints the result of --plan or --report: give one of them too, or leave it out")
     if config.plan:
         from msdv.planning import plan_sample
 
@@ -79,7 +79,8 @@ def _sample(config: SampleConfig) -> list[str]:
         return [plan.json()] if config.json_output else plan.lines()
     from msdv.sample import sample
 
-    return sample(config).lines()
+    result = sample(config)
+    return [result.json()] if config.json_output else result.lines()
 
 
 def _export(config: ExportConfig) -> list[str]:

@@ -28,3 +28,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError | OSError) and any(words in text for words in _OUT_OF_MEMORY)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, or else its name, for a message of one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -168,6 +168,7 @@ def plan_sample(config: SampleConfig) -> PlanReport:
         guidance=7.5 if config.guidance is None else config.guidance,
         cache=config.cache,
         length=length_of(config),
+        ends=config.latents is None,
     )
     text_keys(config)
     check_frames(job.length.together(job.frames), job.arch)

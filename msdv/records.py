@@ -11,14 +11,16 @@ from typing import Any
 
 from msdv.config import TrainConfig
 from msdv.console import say
-from msdv.errors import MsdvError
+from msdv.errors import MsdvError, first_line
 from msdv.files import is_disk_full
 from msdv.model.evaluation import HeldOutLoss
 from msdv.model.optimizer import MasterOptimizer
+from msdv.model.steering import Slippage
 from msdv.report import write_report
 from msdv.resume import write_checkpoint, write_settings, write_weights
 from msdv.run import Run
 from msdv.training import Training
+from msdv.verdict import MotionNumbers, verdict
 from msdv.weights import read_metadata
 
 # A checkpoint that could not be written is tried again after so many seconds.
@@ -104,13 +106,56 @@ class Records:
             write_report(self.run, self.training.resolved())
 
     def write_sample(self, step: int) -> None:
-        """A sample gif."""
+        """A sample gif, and how it moves. After the last step also how the picture keeps up with its noise, which the
+        weights are told."""
         path = self.run.sample(step)
         try:
-            self.training.write_sample(path)
+            clips = self.training.write_sample(path)
             _add_gif(self._writer, path, step)
         except (MsdvError, OSError, RuntimeError) as error:  # no sample is worth a night's training
-            say(f"no sample at step {step}: {_first_line(error)}")
+            say(f"no sample at step {step}: {first_line(error)}")
+            return
+        last = step == self.config.steps
+        try:
+            numbers = self.training.measure_motion(clips, seeds=last)
+            slippage = self.training.measure_slippage(numbers) if last else None
+            self.note_motion(step, numbers, slippage)
+        except Exception as error:  # nor is a report
+            say(f"the motion of the sample at step {step} can't be measured: {first_line(error)}")
+            return
+        if slippage is not None:
+            say(str(slippage))
+            self._write_gain(step, slippage.gain)
+
+    def has_sample(self, step: int) -> bool:
+        """Whether `write_sample` was done after this step."""
+        return self.run.sample(step).exists() and bool(self._motion_at(step))
+
+    def _motion_at(self, step: int) -> list[dict[str, Any]]:
+        rows = (row.get("motion") for row in self.run.read_log() if row.get("step") == step)
+        return [row for row in rows if isinstance(row, dict)]
+
+    def _write_gain(self, step: int, gain: float) -> None:
+        """Write the weights of `step` once more, with another gain. Those in the checkpoint, which a resumed training
+        begins with, come last: by them it is told whether all has been written."""
+        self.training.use_gain(gain)
+        try:
+            for folder in (self.run.folder, self.run.checkpoint(step)):
+                write_weights(folder, step, self.optimizer, self.training)
+        except (MsdvError, OSError) as error:
+            say(f"the weights can't be told how fast the picture goes ({first_line(error)}): all else is saved")
+
+    def note_motion(self, step: int, numbers: MotionNumbers, slippage: Slippage | None = None) -> None:
+        """A row of metrics for how the samples move, beside the same numbers of the clips, and a line for the user."""
+        reference = self.training.reference
+        words = verdict(numbers, reference)
+        clips = {} if reference is None else {"clips": reference.numbers.as_dict()}
+        gain = {} if slippage is None else {"gain": slippage.gain}
+        self._note(step, motion={"verdict": words, "numbers": numbers.as_dict(), **clips, **gain})
+        with self._or_say("tensorboard"):
+            for name, value in numbers.as_dict().items():
+                self._writer.add_scalar(f"motion/{name}", value, step)
+        say(f"motion at step {step}: {words}")
 
     def save(self, step: int, *, must: bool) -> None:
         """Checkpoint and newest weights; then, and only then, older checkpoints go. What can't be written is tried
@@ -162,7 +207,7 @@ class Records:
             self.save(step, must=True)
             say(f"step {step} is saved: msdv train --resume {self.run.folder} goes on from there")
         except Exception as error:  # what failed may have taken the device with it; its own error comes next
-            say(f"step {step} could not be saved: {_first_line(error)}")
+            say(f"step {step} could not be saved: {first_line(error)}")
 
     def write_weights(self, step: int) -> None:
         """The newest weights, by themselves."""
@@ -174,16 +219,15 @@ class Records:
             self.write_weights(step)
         if self.run.checkpoints()[-1][0] == step:  # else a newer one is damaged, and stays until there is another
             self.run.drop_old_checkpoints(self.config.keep_checkpoints)
+        gain = next((row["gain"] for row in reversed(self._motion_at(step)) if "gain" in row), None)
+        if gain is not None and self.training.motion is not None and gain != self.training.motion.gain:
+            self._write_gain(step, gain)
 
     def _steps_of_weights(self) -> int | None:
         try:
             return read_metadata(self.run.weights).steps
         except MsdvError:
             return None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _on_thread_error(args: Any) -> None:

@@ -11,6 +11,7 @@ from msdv.chart import Curve, Points, chart, smoothed
 from msdv.config import TrainConfig
 from msdv.files import write_file
 from msdv.run import Run
+from msdv.verdict import NAMES, SPEEDS
 
 _MOST_SAMPLES = 12
 _MOST_BYTES = 24 * 2**20
@@ -31,6 +32,8 @@ figure {{ margin: 1em 0 }} img {{ max-width: 100%; image-rendering: auto }} code
 {loss}
 <h2>On clips never trained on</h2>
 {held_out}
+<h2>Does it move?</h2>
+{motion}
 <h2>Learning rate</h2>
 {rate}
 <h2>Seconds a step</h2>
@@ -59,6 +62,7 @@ def write_report(run: Run, config: TrainConfig) -> None:
         summary=html.escape(_summary(rows, config)),
         loss=chart(lines, label="loss by step"),
         held_out=_held_out([row for row in rows if "held_out" in row]),
+        motion=_motion([row for row in rows if isinstance(row.get("motion"), dict)]),
         rate=_small(rows, "lr", "learning rate by step"),
         speed=_small(rows, "seconds", "seconds a step"),
         memory=_small(rows, "memory_gib", "memory by step"),
@@ -118,6 +122,42 @@ def _measured_with(row: dict[str, Any]) -> str:
     """Kind of noise, and which frames were given, if any."""
     given = row["held_out"].get("given", "none")
     return f"{row['held_out']['noise']} noise" + ("" if given == "none" else f", {given} given")
+
+
+def _motion(rows: Sequence[dict[str, Any]]) -> str:
+    """The newest verdict, its numbers beside the clips', and how the flow came there."""
+    if not rows:
+        return "<p>Nothing yet: it is measured on samples (--sample-every).</p>"
+    newest = rows[-1]["motion"]
+    found, clips = newest["numbers"], newest.get("clips", {})
+    name = next((name for name in SPEEDS if name in found and name in clips), "flow")
+    flow = [(row["step"], row["motion"]["numbers"][name]) for row in rows if name in row["motion"]["numbers"]]
+    curves = [Curve("samples", flow)]
+    if name in clips and flow:
+        curves.append(Curve("clips", [(step, clips[name]) for step, _ in flow], _OTHER))
+    parts = [
+        f"<p>Step {rows[-1]['step']}: <strong>{html.escape(newest['verdict'])}</strong></p>",
+        chart(curves, label=f"{name.partition('_')[0]} by step, pixels a frame", height=140),
+        "<table><tr><th>number</th><th>samples</th><th>clips</th></tr>",
+        *(
+            f"<tr><td>{html.escape(what)}</td><td>{_number(found.get(key))}</td><td>{_number(clips.get(key))}</td></tr>"
+            for key, what in NAMES.items()
+            if key in found
+        ),
+        "</table>",
+        "<p>Lengths are in pixels of a picture scaled to 128, brightness is 0 to 255.</p>",
+    ]
+    if "gain" in newest:
+        parts.append(f"<p>Sampling makes the noise {newest['gain']:.3g} times as fast as the picture is to go.</p>")
+    if len(rows) > 1:
+        parts.append("<table><tr><th>step</th><th>verdict</th></tr>")
+        parts += [f"<tr><td>{r['step']}</td><td>{html.escape(r['motion']['verdict'])}</td></tr>" for r in rows[-12:]]
+        parts.append("</table>")
+    return "\n".join(parts)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
 
 def _figures(run: Run) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from msdv.changes import changes
 from msdv.config import TrainConfig
 from msdv.console import say
-from msdv.errors import MsdvError, UsageError, is_out_of_memory
+from msdv.errors import MsdvError, UsageError, first_line, is_out_of_memory
 from msdv.files import refuse_overwrite, write_file, write_folder
 from msdv.model.inflate import is_lora
 from msdv.model.optimizer import MasterOptimizer
@@ -104,7 +104,7 @@ def load_checkpoint(run: Run, optimizer: MasterOptimizer, training: Training, pr
         except Exception as error:  # torch raises whatever the broken bytes lead to
             if is_out_of_memory(error):
                 raise
-            fault = next(iter(str(error).splitlines()), type(error).__name__)
+            fault = first_line(error)
             say(f"{folder} is damaged ({fault}): going on from the one before it")
             continue
         check_match(training.base, metadata, folder)
@@ -114,6 +114,8 @@ def load_checkpoint(run: Run, optimizer: MasterOptimizer, training: Training, pr
         if before.get("passes", now["passes"]) != now["passes"]:
             say(f"a step now takes {now['passes']} passes, not {before['passes']}: from here on it sees other clips")
         optimizer.load_state_dict(state)
+        if metadata.motion is not None:
+            training.use_gain(metadata.motion.gain)
         say(f"going on with {run.folder} from step {step}")
         return step
     raise MsdvError(f"{run.folder} has no checkpoint that can be loaded: start again with another --out")

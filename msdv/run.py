@@ -96,7 +96,8 @@ class Run:
 
     def drop_unfinished(self) -> None:
         """Remove what killed processes left unfinished."""
-        for folder in (self.folder, self.folder / "checkpoints", self.folder / "samples"):
+        checkpoints = [path for _, path in self.checkpoints()]
+        for folder in (self.folder, self.folder / "checkpoints", self.folder / "samples", *checkpoints):
             for path in folder.glob("*"):
                 if not is_unfinished(path):
                     continue

@@ -13,6 +13,7 @@ from msdv.errors import UsageError
 from msdv.files import refuse_overwrite, refuse_unwritable
 from msdv.model.preview import preview_path
 from msdv.recipe import settings_beside
+from msdv.sampling.moving import MotionReport
 from msdv.sampling.options import check_options
 from msdv.sampling.repeat import input_files, repeated
 from msdv.sampling.sampler import Sampler
@@ -32,9 +33,19 @@ class SampleReport:
     """How many were there before."""
     before: int = 0
     """Frames of the video that was gone on with, which come first."""
+    motion: MotionReport | None = None
+    """How they move, with --report."""
+
+    def json(self) -> str:
+        """How they move, as one JSON object: see `MotionReport`. There must be a report."""
+        assert self.motion is not None
+        return self.motion.json()
 
     def lines(self) -> list[str]:
         """For the user."""
+        return [*self._made(), *(self.motion.lines() if self.motion else [])]
+
+    def _made(self) -> list[str]:
         if len(self.outs) != 1 or self.there:
             places = f": {self.outs[0]} to {self.outs[-1].name}" if self.outs else ""
             there = f", {self.there} were there already" if self.there else ""
@@ -81,9 +92,9 @@ def sample(config: SampleConfig) -> SampleReport:
         done = make_all(shots, sampler.has_made, sampler.make)
         there = len(done.there)
     sampler.say_notes()
-    return SampleReport(
-        [shot.out for shot in shots], config.frames, time.perf_counter() - started, there, sampler.before
-    )
+    seconds = time.perf_counter() - started
+    motion = sampler.report if config.report else None
+    return SampleReport([shot.out for shot in shots], config.frames, seconds, there, sampler.before, motion)
 
 
 def _check(config: SampleConfig, several: bool) -> None:

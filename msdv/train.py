@@ -405,16 +405,19 @@ class _Loop:
             if step == self.config.steps or (self._is_marked(step) and not measured):
                 self._evaluate(step, notes=not measured)
             self.records.write_report()
-        if self._is_sampled(step) and not self.run.sample(step).exists():
-            self._sample(step)
+            if self._is_sampled(step) and not self.records.has_sample(step):
+                self._write_sample(step)
         self.accelerator.wait_for_everyone()
 
     def _sample(self, step: int) -> None:
         if self.accelerator.is_main_process:
-            with self._averaged_weights():
-                self.records.write_sample(step)
-            self.records.write_report()
+            self._write_sample(step)
         self.accelerator.wait_for_everyone()
+
+    def _write_sample(self, step: int) -> None:
+        with self._averaged_weights():
+            self.records.write_sample(step)
+        self.records.write_report()
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:

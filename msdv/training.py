@@ -5,7 +5,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -17,33 +17,31 @@ from torch import Tensor
 from msdv.config import Arch, TrainConfig
 from msdv.console import progress, say
 from msdv.data.batches import Batch, ClipBatches, generator_for, hold_out, with_videos_of
-from msdv.data.cache import FOLDER, LatentCache, TextCache, mirror_caption
+from msdv.data.cache import FOLDER, FlowCache, LatentCache, TextCache, mirror_caption
 from msdv.data.clips import Clip, find_clips
+from msdv.data.moving import Meter, likeness
+from msdv.data.reference import MOST_CLIPS, reference_of
 from msdv.data.video import write_video
-from msdv.errors import UsageError
+from msdv.errors import UsageError, first_line
 from msdv.model.base import choose_base, load_base
 from msdv.model.devices import choose_device, choose_precision
 from msdv.model.diffusion import SCHEDULE_KEYS, TrainingSchedule, blank_condition, denoise, make_scheduler
+from msdv.model.ends import with_ends
 from msdv.model.evaluation import HeldOutLoss, held_out_loss
 from msdv.model.guidance import Guided, OneText
 from msdv.model.inflate import VideoUNet, check_frames
 from msdv.model.known import Architecture
 from msdv.model.memory import Job
-from msdv.model.noise import (
-    AT_REST,
-    clip_offset,
-    estimate_row_velocity,
-    mixed_noise,
-    motion_of,
-    partly_shared_noise,
-    velocity_for,
-)
+from msdv.model.noise import clip_offset, independent_noise, mixed_noise, partly_shared_noise
 from msdv.model.objective import betas_of, check_options, kind_of_noise, schedule_to_train_on, what_is_given
 from msdv.model.plan import Settings, as_savings, choose_savings, step_down
+from msdv.model.steering import Slippage, flow_for, motion_of, moves, slippage_of
 from msdv.model.step import Objective
 from msdv.model.temporal import ZERO_SNR, arch_of, build_video_unet, module_hash
 from msdv.model.trained_lora import add_lora
+from msdv.model.windows import ALL_TOGETHER
 from msdv.run import start_of, trained_base, weights_in
+from msdv.verdict import MotionNumbers, Reference, mean_numbers
 from msdv.weights import Motion, TemporalMetadata, read_metadata
 
 SAMPLES = 3
@@ -119,6 +117,7 @@ class Training:
             say("noise schedule: linear, as those in --init were trained on, not the image model's (--betas base)")
         self.training_clips, self.held_out_clips = self._split(clips, held_out)
         self._latents, self._text = self._fill_cache(clips, rank, processes)
+        self._flow = self._find_flow(clips, rank, processes) if self.noise == "flow" else None
         barrier()
         self.model = self._build_model(source)
         self.settings = self._save_memory()
@@ -126,6 +125,10 @@ class Training:
         self.held_out = self._batches(self.held_out_clips) if self.held_out_clips else None
         self._blank = self._blank_latents()
         self.motion = self._measure_motion()
+        if start is not None and start.motion is not None:
+            self.use_gain(start.motion.gain)
+        # What only tells of the training, and only the first process writes.
+        self.reference = None if rank or config.evaluate else self._measure_clips()
         self._loss_off: dict[tuple[str, str], float] = {}
         self._sample_prompts = list(config.sample_prompt) or self._prompts_from_clips()
         self._sample_text = self.base.encode_prompts([*self._sample_prompts, ""])
@@ -158,6 +161,7 @@ class Training:
             seed=config.seed,
             condition=self.condition,
             condition_share=config.condition_share,
+            flow=self._flow,
         )
 
     def _fill_cache(self, clips: list[Clip], rank: int, processes: int) -> tuple[LatentCache, TextCache]:
@@ -167,7 +171,7 @@ class Training:
         with progress("clip") as bar:
             task = bar.add_task("encoding clips", total=len(missing), note="kept for later runs", visible=bool(missing))
             for clip in missing:
-                latents.encode(clip, self.base.encode_frames, estimate_row_velocity)
+                latents.encode(clip, self.base.encode_frames)
                 bar.advance(task)
         captions = {clip.caption for clip in clips}
         if self.config.flip:
@@ -175,6 +179,17 @@ class Training:
         text = TextCache(folder, module_hash(self.base.text_encoder))
         text.encode(sorted(captions), self.base.encode_prompts)
         return latents, text
+
+    def _find_flow(self, clips: list[Clip], rank: int, processes: int) -> FlowCache:
+        """What --noise flow carries noise along with."""
+        flow = FlowCache(self.config.data / FOLDER, self.size)
+        missing = [clip for clip in clips[rank::processes] if not flow.is_cached(clip)]
+        with progress("clip") as bar:
+            task = bar.add_task("optical flow", total=len(missing), note="kept for later runs", visible=bool(missing))
+            for clip in missing:
+                flow.measure(clip)
+                bar.advance(task)
+        return flow
 
     def _build_model(self, source: Path | dict[str, Tensor] | None) -> VideoUNet:
         config = self.config
@@ -245,22 +260,53 @@ class Training:
         return self.base.encode_frames(torch.zeros(1, 3, self.size, self.size)).float().to(self.device)
 
     def _measure_motion(self) -> Motion | None:
-        batches = self.batches if len(self.batches) else self.held_out
-        if self.noise == "independent" or batches is None:
+        if self._flow is None:
             return None
-        return motion_of(batches.velocities, self.size, SAMPLING_SHARE)
+        means = torch.stack([self._flow.mean(clip) for clip in self.training_clips or self.held_out_clips])
+        motion = motion_of(means, self.size, SAMPLING_SHARE, self.config.flip)
+        if motion is None:
+            say("--noise flow: nothing moves in the clips, so no noise will flow: msdv prep --fps 1 takes longer steps")
+        return motion
+
+    def use_gain(self, gain: float) -> None:
+        """Let the noise of samples go so many times as fast as the picture is to; weights say so from now on."""
+        if self.motion is not None:
+            self.motion = self.motion.model_copy(update={"gain": gain})
+
+    def measure_slippage(self, samples: MotionNumbers) -> Slippage | None:
+        """Of samples that `write_sample` made: see `slippage_of`. None without noise that flows."""
+        return None if self.motion is None else slippage_of(self.motion, samples, self.reference)
+
+    def _measure_clips(self) -> Reference | None:
+        """What samples are compared with; None, and a line, where it can't be measured."""
+        clips = self.training_clips or self.held_out_clips
+        try:
+            with progress("clip") as bar:
+                total = min(len(clips), MOST_CLIPS)
+                task = bar.add_task("motion of the clips", total=total, note="kept for later runs")
+                return reference_of(
+                    clips,
+                    frames=self.config.frames,
+                    size=self.size,
+                    flip=self.config.flip,
+                    folder=self.config.data / FOLDER,
+                    on_clip=lambda: bar.advance(task),
+                )
+        except Exception as error:  # no report is worth a training
+            say(f"the clips' motion can't be measured, and samples are compared with nothing: {first_line(error)}")
+            return None
 
     def draw_noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Training noise like the batch's latents; with --noise flow it flows for a share of the clips, among those in
-        which something moves sideways."""
-        if self.noise == "independent":
+        which something moves."""
+        if batch.flow is None:
             return partly_shared_noise(batch.latents.shape, self.shared_noise, generator)
         b = batch.latents.shape[0]
         low, high = FLOW_SHARE
         flows = torch.rand(b, generator=generator) < self.config.noise_share
-        flows &= batch.row_velocity.abs().amax(1) > AT_REST
+        flows &= moves(batch.flow)
         share = torch.where(flows, low + (high - low) * torch.rand(b, generator=generator), 0.0)
-        return mixed_noise(batch.latents.shape, batch.row_velocity, share, generator)
+        return mixed_noise(batch.latents.shape, batch.flow, share, generator)
 
     def loss(self, number: int) -> Tensor:
         """The loss () of batch `number` of the whole training, to go backward from: a function of seed and number."""
@@ -293,11 +339,13 @@ class Training:
             for index in range(min(len(held_out), most_clips)):
                 batch = held_out.middle(index)
                 generator = generator_for("evaluation", index)
-                share = torch.tensor([SAMPLING_SHARE if kind == "flow" else 0.0])
                 if kind == "shared":
                     noise = partly_shared_noise(batch.latents.shape, self.shared_noise, generator)
+                elif kind == "flow" and batch.flow is not None:
+                    share = torch.tensor([SAMPLING_SHARE])
+                    noise = mixed_noise(batch.latents.shape, batch.flow, share, generator)
                 else:
-                    noise = mixed_noise(batch.latents.shape, batch.row_velocity, share, generator)
+                    noise = independent_noise(batch.latents.shape, generator)
                 yield batch.latents, batch.text, noise
 
         losses = []
@@ -321,39 +369,59 @@ class Training:
         captions = sorted({clip.caption for clip in self.training_clips or self.held_out_clips})
         return [captions[i * len(captions) // SAMPLES] for i in range(min(SAMPLES, len(captions)))]
 
-    def write_sample(self, path: Path) -> None:
-        """A gif with one clip a prompt, side by side; same seed each time, in a random stream of its own."""
+    def write_sample(self, path: Path) -> list[np.ndarray]:
+        """A gif with one clip a prompt, side by side; same seed each time, in a random stream of its own. The clips
+        are returned, each (f, h, w, 3), uint8."""
+        clips = [self._sample_clip(index, generator_for("sample", index)) for index in range(len(self._sample_prompts))]
+        frames = np.concatenate(clips, axis=2)
+        write_video(path, list(frames), fps=12, metadata={"prompts": " | ".join(self._sample_prompts)})
+        return clips
+
+    def measure_motion(self, clips: Sequence[np.ndarray], *, seeds: bool) -> MotionNumbers:
+        """How samples move, as `write_sample` returns them: means over the prompts. With `seeds` the first prompt is
+        sampled once more, to see how alike two seeds are."""
+        reference = self.reference
+        meters = []
+        for clip in [*clips, *([self._sample_clip(0, generator_for("another seed"))] if seeds else [])]:
+            meters.append(Meter())
+            for frame in clip:
+                meters[-1].add(frame)
+        regions = reference.regions if reference else ()
+        numbers = mean_numbers(meter.numbers(regions) for meter in meters[: len(clips)])
+        if not seeds:
+            return numbers
+        alike = likeness([meters[0].thumbs, meters[-1].thumbs], reference.shared if reference else ())
+        return numbers.model_copy(update={"likeness": alike})
+
+    def _sample_clip(self, index: int, generator: torch.Generator) -> np.ndarray:
+        """Frames (f, h, w, 3), uint8, of a sample prompt."""
         defaults = self.base.sampling
         latent = self.size // 8
         shape = (1, 4, self.config.frames, latent, latent)
-        clips = []
-        for index, prompt in enumerate(self._sample_prompts):
-            generator = generator_for("sample", index)
-            noise = partly_shared_noise(shape, self.shared_noise, generator)
-            if self.motion:
-                velocity, _ = velocity_for(self.motion, "auto", prompt, latent, latent, generator)
-                noise = mixed_noise(shape, velocity, torch.tensor([self.motion.share]), generator)
-            guided = Guided(
-                self.model,
-                OneText(self._sample_text[index : index + 1]),
-                OneText(self._sample_text[-1:]),
-                guidance=defaults.guidance,
-                condition=None if self._blank is None else blank_condition(self._blank, self.config.frames),
-            )
-            latents = denoise(
-                guided,
-                noise.to(self.device),
-                scheduler=make_scheduler(defaults.scheduler, self.scheduler_config),
-                steps=defaults.steps,
-                generator=generator,
-            )
-            self._move_vae(self.device)
-            try:
-                clips.append(self.base.decode_latents(latents[0].transpose(0, 1)))
-            finally:
-                self._move_vae(torch.device("cpu"))
-        frames = np.concatenate(clips, axis=2)
-        write_video(path, list(frames), fps=12, metadata={"prompts": " | ".join(self._sample_prompts)})
+        noise = partly_shared_noise(shape, self.shared_noise, generator)
+        if self.motion:
+            prompt = self._sample_prompts[index]
+            flow, _ = flow_for(self.motion, "auto", prompt, latent, latent, generator)
+            noise = mixed_noise(shape, flow, torch.tensor([self.motion.share]), generator)
+        guided = Guided(
+            self.model,
+            OneText(self._sample_text[index : index + 1]),
+            OneText(self._sample_text[-1:]),
+            guidance=defaults.guidance,
+            condition=None if self._blank is None else blank_condition(self._blank, self.config.frames),
+        )
+        latents = denoise(
+            with_ends(guided, self.model.arch, ALL_TOGETHER, self.config.frames),
+            noise.to(self.device),
+            scheduler=make_scheduler(defaults.scheduler, self.scheduler_config),
+            steps=defaults.steps,
+            generator=generator,
+        )
+        self._move_vae(self.device)
+        try:
+            return np.asarray(self.base.decode_latents(latents[0].transpose(0, 1)))
+        finally:
+            self._move_vae(torch.device("cpu"))
 
     def metadata(self, steps: int) -> TemporalMetadata:
         """What the weights file says after `steps` steps."""
@@ -372,6 +440,7 @@ class Training:
             shared_noise=self.shared_noise,
             condition=self.condition,
             motion=self.motion,
+            reference=self.reference,
             steps=steps,
         )
 

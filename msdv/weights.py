@@ -6,9 +6,10 @@ Motion modules of other programs are read too: they say less of themselves, and 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,6 +20,7 @@ from msdv.errors import MsdvError, UsageError
 from msdv.files import write_file
 from msdv.foreign import MotionFile, read_motion_file
 from msdv.tensors import TensorFile
+from msdv.verdict import Reference
 
 FORMAT = "msdv.temporal"
 VERSION = 1
@@ -26,16 +28,37 @@ FILE_NAME = "temporal.safetensors"
 
 
 class Motion(BaseModel):
-    """How the training clips moved sideways, for noise that moves likewise at sampling (see model/noise.py)."""
+    """How the training clips moved on average, for noise that moves likewise at sampling (see model/steering.py)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    profile: tuple[float, ...]
-    """Speed of each row of the picture from top to bottom, relative to the fastest: 0 (at rest) to 1."""
-    speed: float
-    """Speed of the fastest row, in picture widths per frame."""
+    field: tuple[tuple[tuple[float, float], ...], ...]
+    """Rows from top to bottom of places from left to right, evenly over the picture: how far what is there goes, to the
+    right and down, in picture widths a frame. Clips that go left count mirrored."""
+    left: float = 0.5
+    """Share of the clips that go left, 0 to 1."""
     share: float
     """Share of the noise's variance that flows, 0 to 1; the rest is independent in each frame."""
+    gain: float = Field(default=1.0, gt=0)
+    """How many times as fast as the picture the noise has to go: see `Slippage` in model/steering.py."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_rows(cls, given: Any) -> Any:
+        """Older files say how fast the rows of a picture went sideways, relative to the fastest of them."""
+        if not isinstance(given, dict) or "profile" not in given:
+            return given
+        rest = {key: value for key, value in given.items() if key not in ("profile", "speed")}
+        try:
+            return rest | {"field": tuple(((float(given["speed"]) * row, 0.0),) for row in given["profile"])}
+        except (KeyError, TypeError) as error:
+            raise ValueError("its motion has rows without speed") from error
+
+    @model_validator(mode="after")
+    def _is_a_grid(self) -> "Motion":
+        if not self.field or not self.field[0] or len({len(row) for row in self.field}) > 1:
+            raise ValueError("its motion is no grid")
+        return self
 
 
 class TemporalMetadata(BaseModel):
@@ -66,6 +89,8 @@ class TemporalMetadata(BaseModel):
     """How much of the noise was the same in all frames: see `partly_shared_noise` in model/noise.py."""
     condition: Condition = "none"
     """What of a clip the layers have learned to start from: as --condition of `msdv train`."""
+    reference: Reference | None = None
+    """How the training clips move, for reports on what moves in samples; not known of older files."""
     steps: int
     """Optimizer steps trained."""
     tool: str = f"msdv {__version__}"

@@ -128,8 +128,13 @@ class SampleConfig(DeviceConfig):
     """Repeat what made a result, with the settings in it; what is given besides goes first."""
 
     motion: Motion = option("auto", "Picture", metavar="MOTION")
-    """How the noise moves, and with it the sky: `left` or `right`, with a speed in pixels a frame after a colon
-    (left:1.5); `none` for independent noise; `auto` for what the model was trained with."""
+    """How the noise moves, and with it what moves in the training clips: `left`, `right`, `up`, `down`, or an angle
+    (`30deg`: 0 is to the right, 90 up), with the fastest place's speed in pixels a frame after a colon (left:1.5); the
+    whole picture by `zoom`, with percent a frame (zoom:0.5; negative zooms out); several of these joined by +; as in
+    another video (a file); `none` for independent noise; `auto` for what the model was trained with."""
+
+    still: Path | None = option(None, "Picture", metavar="MASK")
+    """A picture, white where the noise is to stand still whatever --motion says; it is scaled and cropped to size."""
 
     chunk_frames: int | None = option(None, "Device", ge=0)
     """Frames that the image layers work on at a time: the fewer, the less memory and, below about 4, the slower; 0 is
@@ -147,8 +152,12 @@ class SampleConfig(DeviceConfig):
     """Make nothing: print how much memory it would take and what would be used. Needs neither a prompt nor weights;
     --base may also be sd-1.5, sd-1.5-inpainting, sd-2.1, sd-2.1-base, sd-2-inpainting or 2022."""
 
+    report: bool = option(False, "Result")
+    """Measure how the video moves, and print it beside the same numbers of the training clips and in words: static,
+    flickers, frames are independent, moves like the data."""
+
     json_output: bool = option(False, "Result", flag="--json")
-    """With --plan: print the result as one JSON object."""
+    """With --plan or --report: print the result as one JSON object."""
 
     latents: Path | None = option(None, "Picture")
     """Initial noise from a safetensors file: key `latents`, shape (1, 4, frames, height/8, width/8)."""

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from msdv.config.motion import motion_file, motion_terms
+
 SchedulerName = Literal["ddim", "dpmpp-2m", "euler", "euler-a", "unipc", "lcm"]
 Arch = Literal["pseudo3d", "motion-module"]
 GroupNormMode = Literal["frame", "joint"]
@@ -82,8 +84,11 @@ FrameSize = Annotated[int | str, BeforeValidator(_frame_size)]
 
 
 def _motion(motion: str) -> str:
-    if not re.fullmatch(r"auto|none|(left|right)(:\d{1,3}(\.\d+)?)?", motion, re.ASCII):
-        raise ValueError("must be auto, none, left or right, the last two with a speed under 1000: left:1.5")
+    if motion_terms(motion) is None and motion_file(motion) is None:
+        raise ValueError(
+            "must be auto, none, left, right, up, down or a direction such as 30deg, these with a speed under 1000 "
+            "(left:1.5), zoom:0.5 (percent), several of these (left:1.5+zoom:0.5), or a video"
+        )
     return motion
 
 

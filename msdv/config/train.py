@@ -90,8 +90,8 @@ class TrainConfig(DeviceConfig):
     """Above 1, noisier clips are trained on more often: 2 suits small pictures."""
 
     noise: NoiseKind | None = option(None, "Training")
-    """`independent` noise in each frame, or `flow`: noise carried along with what moves sideways in the clip, so that
-    sampling can steer with --motion. Not given: what the weights in --init were trained with, else `independent`."""
+    """`independent` noise in each frame, or `flow`: noise carried along with what moves in the clip, so that sampling
+    can steer with --motion. Not given: what the weights in --init were trained with, else `independent`."""
 
     noise_share: float = option(0.5, "Training", ge=0, le=1)
     """With --noise flow: share of clips whose noise flows; the others get independent noise."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from msdv.config import keyframe_distance
-from msdv.data.cache import LatentCache, TextCache, mirror_caption
+from msdv.data.cache import FlowCache, LatentCache, TextCache, mirror_caption
 from msdv.data.clips import Clip, video_of
 
 
@@ -55,13 +55,13 @@ class Batch:
     """(b, 4, f, h, w), float32."""
     text: Tensor
     """(b, n, d), float32."""
-    row_velocity: Tensor
-    """(b, h), pixels per frame."""
+    flow: Tensor | None
+    """(b, f-1, 2, 2h, 2w), pixels from each frame to the next, to the right and down; None where nobody needs it."""
     given: Tensor
     """(b, f) bool: frames that the model is shown clean (--condition)."""
 
 
-_Item = tuple[Tensor, Tensor, Tensor, Tensor]
+_Item = tuple[Tensor, Tensor, Tensor | None, Tensor]
 """What a batch holds, of one clip."""
 _ONE_FRAME = 0.6
 """With --condition first-frame: how often only the first one is given, of the clips that are shown so; else the first
@@ -84,6 +84,7 @@ class ClipBatches:
         seed: int,
         condition: str = "none",
         condition_share: float = 0.0,
+        flow: FlowCache | None = None,
     ) -> None:
         self._clips = clips
         self._latents = latents
@@ -93,7 +94,7 @@ class ClipBatches:
         self._caption_dropout = caption_dropout
         self._seed = seed
         self._condition, self._condition_share = condition, condition_share
-        self._velocities = [latents.row_velocity(clip) for clip in clips]
+        self._flow = flow
 
     def batch(self, number: int) -> Batch:
         """Batch `number` of the whole training, counted over all processes and accumulation steps. Every clip is seen
@@ -156,10 +157,10 @@ class ClipBatches:
     def _window(
         self, index: int, start: int, mirrored: bool, caption: str, stride: int = 1, given: Tensor | None = None
     ) -> _Item:
-        latents = self._latents.window(self._clips[index], start, self._frames, mirrored, stride)
-        velocity = self._velocities[index] * stride
+        place = (self._clips[index], start, self._frames, mirrored, stride)
         given = torch.zeros(self._frames, dtype=torch.bool) if given is None else given
-        return latents, self._text[caption], -velocity if mirrored else velocity, given
+        flow = self._flow.window(*place) if self._flow else None
+        return self._latents.window(*place), self._text[caption], flow, given
 
     def middle(self, index: int) -> Batch:
         """The middle window of a clip, with its caption: what evaluation looks at."""
@@ -170,12 +171,8 @@ class ClipBatches:
         """Number of clips."""
         return len(self._clips)
 
-    @property
-    def velocities(self) -> Tensor:
-        """(clips, rows) pixels per frame."""
-        return torch.stack(self._velocities)
-
     @staticmethod
     def _collate(items: Sequence[_Item]) -> Batch:
-        latents, text, velocity, given = zip(*items, strict=True)
-        return Batch(torch.stack(latents), torch.stack(text), torch.stack(velocity), torch.stack(given))
+        latents, text, flow, given = zip(*items, strict=True)
+        flows = [part for part in flow if part is not None]
+        return Batch(torch.stack(latents), torch.stack(text), torch.stack(flows) if flows else None, torch.stack(given))

@@ -1,7 +1,7 @@
-"""Latents and text embeddings: computed once, kept beside the frames, reused by every later run that can.
+"""Latents, optical flow and text embeddings: computed once, kept beside the frames, reused by every later run that can.
 
-A latents file is named after what it depends on: the clip's frames (names, sizes, times), the picture size and the VAE.
-Each is written as soon as it is computed, so that a killed run loses one clip's work.
+A file is named after what it depends on: the clip's frames (names, sizes, times), the picture size and, of latents, the
+VAE. Each is written as soon as it is computed, so that a killed run loses one clip's work.
 """
 
 import hashlib
@@ -10,30 +10,41 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from msdv.data.clips import Clip, read_frames
+from msdv.data.flow import coarse_flows, followed, shrunk, size_for_flow
 from msdv.files import write_file
 
 FOLDER = ".cache"
-MOTION_FRAMES = 64
-"""Motion is measured on this many frames from the middle of a clip: memory must not grow with its length."""
+MEAN = 8
+"""Cells a side of a clip's mean flow."""
 
 EncodeFrames = Callable[[Tensor], Tensor]
 """(n, 3, h, w) in -1..1 -> (n, 4, h/8, w/8)."""
 EncodePrompts = Callable[[list[str]], Tensor]
 """n prompts -> (n, tokens, channels)."""
-MeasureMotion = Callable[[Tensor], Tensor]
-"""(f, h, w) grey 0..255 -> (rows,) pixels per frame."""
 
 
 def mirror_caption(caption: str) -> str:
     """The caption of a mirrored clip: left for right and right for left."""
     swap = {"left": "right", "right": "left"}
     return re.sub(r"\b(left|right)\b", lambda m: swap[m[0].lower()], caption, flags=re.IGNORECASE)
+
+
+def cache_file(folder: Path, clip: Clip, settings: str, kind: str = "") -> Path:
+    """The file in which is kept what depends on a clip's frames and on these settings."""
+    key = hashlib.sha256(settings.encode())
+    for path in clip.files:
+        stat = path.stat()
+        key.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    # File systems count bytes: 255 at most.
+    name = clip.name.encode()[:120].decode(errors="ignore")
+    return folder / f"{name}-{key.hexdigest()[:20]}{kind}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -49,17 +60,9 @@ class LatentCache:
     def file(self, clip: Clip) -> Path:
         """Where the latents of a clip are, or will be; looked up once, so that a training keeps its data."""
         if clip.name not in self._files:
-            self._files[clip.name] = self._file(clip)
+            settings = f"1 {self.size} {self.vae_hash} {self.flip}"
+            self._files[clip.name] = cache_file(self.folder, clip, settings)
         return self._files[clip.name]
-
-    def _file(self, clip: Clip) -> Path:
-        key = hashlib.sha256(f"1 {self.size} {self.vae_hash} {self.flip}".encode())
-        for path in clip.files:
-            stat = path.stat()
-            key.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        # File systems count bytes: 255 at most.
-        name = clip.name.encode()[:120].decode(errors="ignore")
-        return self.folder / f"{name}-{key.hexdigest()[:20]}.safetensors"
 
     def is_cached(self, clip: Clip) -> bool:
         """Whether the clip's latents are there and readable."""
@@ -70,31 +73,19 @@ class LatentCache:
         except (SafetensorError, OSError):
             return False
 
-    def encode(self, clip: Clip, encode_frames: EncodeFrames, measure_motion: MeasureMotion, chunk: int = 8) -> None:
-        """Compute a clip's latents (mirrored too if asked for) and its row velocities, and write them."""
+    def encode(self, clip: Clip, encode_frames: EncodeFrames, chunk: int = 8) -> None:
+        """Compute a clip's latents (mirrored too if asked for), and write them."""
         latents: list[list[Tensor]] = [[], []]
-        grey = []
-        middle = range(max(0, (len(clip) - MOTION_FRAMES) // 2), len(clip))[:MOTION_FRAMES]
         for start in range(0, len(clip), chunk):
             pixels = torch.from_numpy(read_frames(clip.files[start : start + chunk], self.size))
-            grey += [pixels[index - start].float().mean(-1) for index in middle if start <= index < start + chunk]
             frames = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
             latents[0].append(encode_frames(frames).cpu())
             if self.flip:
                 latents[1].append(encode_frames(frames.flip(-1)).cpu())
         # (views, c, f, h, w): a window of frames is one slice of the file
         stacked = torch.stack([torch.cat(view).transpose(0, 1) for view in latents if view])
-        tensors = {
-            "latents": stacked.to(torch.float16).contiguous(),
-            "row_velocity": measure_motion(torch.stack(grey)).float().contiguous(),
-        }
         with write_file(self.file(clip)) as temporary:
-            save_file(tensors, temporary)
-
-    def row_velocity(self, clip: Clip) -> Tensor:
-        """(rows,) pixels per frame, positive to the right, of the clip as it is, not mirrored."""
-        with safe_open(self.file(clip), framework="pt") as file:
-            return file.get_tensor("row_velocity").clone()
+            save_file({"latents": stacked.to(torch.float16).contiguous()}, temporary)
 
     def window(self, clip: Clip, start: int, frames: int, mirrored: bool, stride: int = 1) -> Tensor:
         """Latents (4, frames, h, w), float32, of every `stride`-th frame from `start` on, read from disk alone."""
@@ -102,6 +93,58 @@ class LatentCache:
             end = start + stride * (frames - 1) + 1
             view = file.get_slice("latents")[int(mirrored) : int(mirrored) + 1, :, start:end]
         return view[0, :, ::stride].float()
+
+
+@dataclass(frozen=True)
+class FlowCache:
+    """Optical flow of clips on disk, for pictures of one size."""
+
+    folder: Path
+    size: int
+    _files: dict[str, Path] = field(default_factory=dict, compare=False, repr=False)
+
+    def file(self, clip: Clip) -> Path:
+        """Where the flow of a clip is, or will be; looked up once."""
+        if clip.name not in self._files:
+            self._files[clip.name] = cache_file(self.folder, clip, f"flow 1 {self.size}", ".flow")
+        return self._files[clip.name]
+
+    def is_cached(self, clip: Clip) -> bool:
+        """Whether the clip's flow is there and readable."""
+        try:
+            with safe_open(self.file(clip), framework="pt") as opened:
+                return opened.get_slice("flow").get_shape()[0] == len(clip) - 1 and "mean" in opened.keys()  # noqa: SIM118
+        except (SafetensorError, OSError):
+            return False
+
+    def measure(self, clip: Clip) -> None:
+        """Find a clip's flow, and write it."""
+        side, _ = size_for_flow(self.size, self.size)
+        frames = (read_frames([file], side)[0] for file in clip.files)
+        fields = np.stack([field.astype(np.float16) for field in coarse_flows(frames, self.size, self.size)])
+        mean = shrunk(fields.mean(0, dtype=np.float32), MEAN, MEAN)
+        tensors = {
+            "flow": torch.from_numpy(fields).permute(0, 3, 1, 2).contiguous(),
+            "mean": torch.from_numpy(mean).permute(2, 0, 1).contiguous(),
+        }
+        with write_file(self.file(clip)) as temporary:
+            save_file(tensors, temporary)
+
+    def window(self, clip: Clip, start: int, frames: int, mirrored: bool, stride: int = 1) -> Tensor:
+        """The flow (frames - 1, 2, size / 4, size / 4), float32, between every `stride`-th frame from `start` on: in
+        pixels, to the right and down."""
+        with safe_open(self.file(clip), framework="pt") as file:
+            flow = file.get_slice("flow")[start : start + stride * (frames - 1)].float()
+        if stride > 1:
+            fields = flow.permute(0, 2, 3, 1).numpy()
+            ways = [followed(fields[first : first + stride]) for first in range(0, len(fields), stride)]
+            flow = torch.from_numpy(np.stack(ways)).permute(0, 3, 1, 2)
+        return flow.flip(-1) * torch.tensor([-1.0, 1.0]).view(2, 1, 1) if mirrored else flow
+
+    def mean(self, clip: Clip) -> Tensor:
+        """(2, 8, 8) pixels per frame, to the right and down: the clip's flow on average."""
+        with safe_open(self.file(clip), framework="pt") as file:
+            return file.get_tensor("mean").clone()
 
 
 class TextCache:

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from msdv.model.noise import CELL, independent_noise, mixed_noise, partly_shared_noise
+from msdv.model.noise import independent_noise, mixed_noise, partly_shared_noise
+from msdv.model.particles import carried_noise
 from msdv.model.windows import Length
-
-_CHUNK = 32
-"""Frames of flowing noise made at a time: bounds memory, and as fast as all at once."""
 
 
 class VideoNoise:
@@ -40,13 +38,14 @@ class VideoNoise:
         shared = torch.randn(b, c, 1, h, w, generator=self._generator)
         return self.independent().add_(shared, alpha=alpha).div_(math.sqrt(1 + alpha * alpha))
 
-    def mixed(self, velocity: Tensor, share: Tensor) -> Tensor:
-        """Flowing and independent noise: see `mixed_noise`. Flowing noise flows on from window to window."""
-        if self._plain:
-            return mixed_noise(self._shape, velocity, share, self._generator)
+    def mixed(self, flow: Tensor, share: Tensor, every: int = 1, first: int = 0) -> Tensor:
+        """Flowing and independent noise: see `mixed_noise`. Flowing noise flows on from window to window. Frames are
+        `every` steps of the flow apart, from its `first` on."""
+        if self._plain and every == 1 and not first:
+            return mixed_noise(self._shape, flow, share, self._generator)
         share = share.view(-1, 1, 1, 1, 1)
-        flow = periodic_flow if self._length.loop else endless_flow
-        flowing = flow(self._shape, velocity, self._generator).mul_(share.sqrt())
+        carry = periodic_noise if self._length.loop else carried_noise
+        flowing = carry(self._shape, flow, self._generator, every=every, first=first).mul_(share.sqrt())
         return flowing.add_(self.independent().mul_((1 - share).sqrt()))
 
 
@@ -70,58 +69,21 @@ def noise_order(frames: int, length: Length, generator: torch.Generator) -> Tens
     return torch.tensor(order)
 
 
-def endless_flow(shape: Sequence[int], velocity: Tensor, generator: torch.Generator) -> Tensor:
-    """Flowing noise (see `flowing_noise`) of any number of frames: of the strips there is never more in memory than
-    some frames need. The same kind of noise, but other numbers."""
-    b, c, f, h, w = shape
-    out = torch.empty(b, c, h, f, w)
-    left = velocity <= 0
-    # Strips are gone along in one direction: rows that flow to the right are made from the last frame to the first.
-    place = (velocity.double().abs()[..., None] * torch.arange(f)).round().long()  # (b, h, f): where a frame begins
-    strip, origin = torch.empty(b, c, h, 0), place[..., 0]
-    for first in range(0, f, _CHUNK):
-        part = place[..., first : first + _CHUNK]
-        n = part.shape[-1]
-        strip = _go_on(strip, part[..., 0] - origin, int((part[..., -1] - part[..., 0]).max()) + CELL * w, generator)
-        origin = part[..., 0]
-        cells = _cells(strip, part - origin[..., None], w)  # b c h n w
-        for clip, rows in enumerate(left):
-            out[clip][:, rows, first : first + n] = cells[clip][:, rows]
-            out[clip][:, ~rows, f - first - n : f - first] = cells[clip][:, ~rows].flip(2)
-    return out.permute(0, 1, 3, 2, 4).contiguous()
+def periodic_noise(
+    shape: Sequence[int], flow: Tensor, generator: torch.Generator, *, every: int = 1, first: int = 0
+) -> Tensor:
+    """Flowing noise (see `carried_noise`) that leads from the last frame into the first.
 
-
-def periodic_flow(shape: Sequence[int], velocity: Tensor, generator: torch.Generator) -> Tensor:
-    """Flowing noise that leads from the last frame into the first.
-
-    Two flows, half a video apart: each has faded out where it ends and begins anew, and the other is full then. Their
-    shares of the variance, sin^2 and cos^2, make 1. Rows at rest have one noise, which does not change.
+    Two of them, half a video apart: each has faded out where it ends and begins anew, and the other is full then. Their
+    shares of the variance, sin^2 and cos^2, make 1. Where nothing moves there is one noise, which does not change.
     """
-    b, _, f, h, _ = shape
-    one = endless_flow(shape, velocity, generator)
-    other = endless_flow(shape, velocity, generator).roll(f // 2, 2)
+    f, h, w = shape[2:]
+    if flow.shape[1] > 1:
+        flow = flow[:, (first + torch.arange(f * every)) % flow.shape[1]]  # once round
+    one = carried_noise(shape, flow, generator, every=every)
+    other = carried_noise(shape, flow, generator, every=every, first=f // 2 * every).roll(f // 2, 2)
     angle = ((torch.arange(f) + 0.5) * (math.pi / f)).view(f, 1, 1)
-    moves = ((velocity.double() * f).round() != 0).view(b, 1, 1, h, 1)
+    speed = flow.float().abs().amax((1, 2))[:, None]  # b 1 h' w'
+    moves = torch.nn.functional.interpolate(speed, size=(h * 4, w * 4), mode="bilinear", align_corners=False)
+    moves = torch.nn.functional.max_pool2d(moves, 4)[:, :, None] > 0
     return torch.where(moves, one * angle.sin() + other.mul_(angle.cos().abs()), one)
-
-
-def _go_on(strip: Tensor, ahead: Tensor, length: int, generator: torch.Generator) -> Tensor:
-    """A strip of pixels (b, c, h, length) that begins `ahead` (b, h) pixels after where `strip` does, and goes on with
-    new ones where that ends."""
-    b, c, h, old = strip.shape
-    new = max(0, int(ahead.max()) + length - old)
-    strip = torch.cat([strip, torch.randn(b, c, h, new, generator=generator)], dim=-1)
-    index = ahead[:, None, :, None] + torch.arange(length)
-    return strip.gather(-1, index.expand(-1, c, -1, -1))
-
-
-def _cells(strip: Tensor, start: Tensor, width: int) -> Tensor:
-    """Latents (b, c, h, n, width) of which each sums up the pixels it covers: strip (b, c, h, pixels), where frames
-    begin in it (b, h, n)."""
-    b, c, h, _ = strip.shape
-    # Sums over windows from running sums; float64, as they grow with the strip.
-    total = torch.nn.functional.pad(strip.double().cumsum(-1), (1, 0))
-    index = start[..., None] + CELL * torch.arange(width)
-    index = index.view(b, 1, h, -1).expand(-1, c, -1, -1)
-    cells = (total.gather(-1, index + CELL) - total.gather(-1, index)) / math.sqrt(CELL)
-    return cells.float().view(b, c, h, -1, width)

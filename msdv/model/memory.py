@@ -20,6 +20,7 @@ from msdv.config import Arch, GroupNormMode
 from msdv.model.base import Base
 from msdv.model.build import network_config, quiet
 from msdv.model.diffusion import TrainingSchedule, denoise, make_scheduler
+from msdv.model.ends import with_ends
 from msdv.model.guidance import Guided, OneText
 from msdv.model.inflate import VideoUNet, inflate
 from msdv.model.known import Architecture
@@ -78,6 +79,8 @@ class Job:
     """In training: whether the model is shown frames as they are."""
     length: Length = ALL_TOGETHER
     """In sampling: the windows it is done in."""
+    ends: bool = True
+    """In sampling: whether a video's ends are shown twice, if it has any (see ends.py)."""
 
     @property
     def device(self) -> torch.device:
@@ -317,7 +320,8 @@ class Rehearsal:
                 cache=self.job.cache,
             )
             length, frames = self.job.length, self.job.frames
-            prediction = windowed(guided, _FewWindows(length.window, length.overlap, length.loop), frames)
+            shown = with_ends(guided, self.job.arch, length, frames) if self.job.ends else guided
+            prediction = windowed(shown, _FewWindows(length.window, length.overlap, length.loop), frames)
             latents = denoise(prediction, noise, scheduler=make_scheduler("ddim", {}), steps=1)
             count = len(length.starts(frames, 0))
             ledger.work = ledger.work.times(count / min(count, _WINDOWS))

@@ -12,6 +12,7 @@ import torch
 from msdv.config import SampleConfig, TrainConfig
 from msdv.errors import UsageError
 from msdv.model.devices import choose_device
+from msdv.model.ends import frames_seen
 from msdv.model.inflate import most_frames_of
 from msdv.model.ledger import Peak, Work
 from msdv.model.memory import CARD_CONTEXT, FIXED, Footprint, Job, Rehearsal, margin
@@ -163,7 +164,10 @@ class Planner:
 
     def _together(self, frames: int) -> int:
         """Of so many frames, how many the model sees together."""
-        return self.job.length.together(frames) if self.sampling else frames
+        job = self.job
+        if not self.sampling:
+            return frames
+        return frames_seen(job.arch, job.length, frames) if job.ends else job.length.together(frames)
 
     @property
     def is_open(self) -> bool:

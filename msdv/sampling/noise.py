@@ -8,9 +8,8 @@ from torch import Tensor
 from msdv.config import SampleConfig
 from msdv.errors import MsdvError, UsageError
 from msdv.model.long_noise import VideoNoise
-from msdv.model.noise import velocity_for
 from msdv.model.windows import length_of
-from msdv.weights import TemporalMetadata
+from msdv.sampling.steering import Steered
 
 
 def read_latents(config: SampleConfig) -> Tensor:
@@ -52,23 +51,14 @@ def read_latents(config: SampleConfig) -> Tensor:
 
 def draw_noise(
     config: SampleConfig,
-    metadata: TemporalMetadata | None,
+    steered: Steered,
     shape: tuple[int, ...],
     generator: torch.Generator,
     spacing: int = 1,
-) -> tuple[Tensor, str]:
-    """Initial noise (1, 4, f, h, w) of frames that are `spacing` frames apart, and how it moves, in the words of
-    --motion."""
-    motion = metadata.motion if metadata else None
+    first: int = 0,
+) -> Tensor:
+    """Initial noise (1, 4, f, h, w) of frames that are `spacing` frames apart, from frame `first` on."""
     noise = VideoNoise(shape, length_of(config), generator)
-    if config.motion == "auto" and metadata and metadata.shared_noise:
-        return noise.partly_shared(metadata.shared_noise), f"shared {metadata.shared_noise:g}"
-    if config.motion == "none" or (config.motion == "auto" and motion is None):
-        return noise.independent(), "none"
-    if motion is None:
-        raise UsageError(
-            f"--motion {config.motion}: these temporal layers were not trained on noise that flows: "
-            "leave it out, or train with --noise flow"
-        )
-    velocity, used = velocity_for(motion, config.motion, config.prompt, shape[3], shape[4], generator)
-    return noise.mixed(spacing * velocity, torch.tensor([motion.share])), used
+    if steered.flow is not None:
+        return noise.mixed(steered.flow, torch.tensor([steered.share]), every=spacing, first=first)
+    return noise.partly_shared(steered.shared) if steered.shared else noise.independent()

@@ -6,6 +6,7 @@ from msdv.model.text_track import text_keys
 from msdv.model.windows import length_of
 from msdv.sampling.shots import check_seeds, shortened
 from msdv.sampling.starting import check_start
+from msdv.sampling.steering import check_steering
 
 
 def check_options(config: SampleConfig) -> None:
@@ -27,6 +28,7 @@ def check_options(config: SampleConfig) -> None:
         raise UsageError(f"--cache {config.cache}: {which} sees other frames together in each step: leave one out")
     if config.latents and config.motion not in ("auto", "none"):
         raise UsageError(f"--motion {config.motion}: the noise in --latents moves as it does: leave one of them out")
+    check_steering(config)
     if config.negative and config.guidance == 1:
         raise UsageError(
             f"--negative {shortened(config.negative)}: without guidance it does nothing: raise --guidance above 1"

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from msdv.config import SampleConfig
+from msdv.config.motion import motion_file
 from msdv.console import say
 from msdv.data.start import place_of
 from msdv.data.video import read_metadata
@@ -17,7 +18,9 @@ from msdv.model.lora import parse_lora
 from msdv.recipe import read_section, settings_beside
 from msdv.run import is_pipeline
 
-NOT_REPEATED = frozenset(("out", "overwrite", "plan", "json_output", "preview", "prompts", "from_file", "vram"))
+NOT_REPEATED = frozenset(
+    ("out", "overwrite", "plan", "json_output", "report", "preview", "prompts", "from_file", "vram")
+)
 """Settings that say nothing of the video."""
 _KNOWN = frozenset(("tool", "model_hash", "base_hash", "trained_steps", "motion_used", "inputs"))
 
@@ -32,8 +35,9 @@ _INSTEAD = {
     "loop": ("overlap", "keyframe_passes", "cache", "video", "strength"),
     "cache": ("window", "loop", "overlap"),
     "keyframe_passes": ("window", "loop", "overlap", "latents", "video", "strength"),
-    "latents": ("keyframe_passes", "motion", "seeds", "frames", "size", "video", "strength", "continue_from"),
+    "latents": ("keyframe_passes", "motion", "still", "seeds", "frames", "size", "video", "strength", "continue_from"),
     "motion": ("latents",),
+    "still": ("latents",),
     "image": ("mask", "video", "strength", "continue_from"),
     "video": ("image", "mask", "continue_from", "latents", "loop", "keyframe_passes", "frames"),
     "continue_from": ("image", "mask", "video", "strength", "latents"),
@@ -95,6 +99,8 @@ def repeated(config: SampleConfig) -> tuple[SampleConfig, Origin | None]:
         say(f"{path} holds settings of another version, which are left out: {', '.join(unknown)}")
     excluding = {name for name in given if not _HARMLESS.get(name, lambda _: False)(getattr(config, name))}
     dropped = {name for option in excluding for name in _INSTEAD.get(option, ())} | NOT_REPEATED
+    if "motion" in given and config.motion == "none":
+        dropped |= {"still"}
     if "base" in given and found.get("model") == found.get("base"):
         dropped |= {"model"}  # the temporal layers were those that came with the image model
     values = {k: v for k, v in found.items() if k in SampleConfig.model_fields and k not in dropped}
@@ -142,7 +148,9 @@ def input_files(config: SampleConfig) -> Iterator[tuple[str, Path]]:
     """Files that settings name and the video depends on: (field, path)."""
     yield from (("lora", parse_lora(text).path) for text in config.lora)
     yield from (("image", place_of(text)[1]) for text in config.image)
-    for name in ("mask", "continue_from", "video", "latents"):
+    if (file := motion_file(config.motion)) is not None:
+        yield "motion", file
+    for name in ("still", "mask", "continue_from", "video", "latents"):
         if (path := getattr(config, name)) is not None:
             yield name, path
 

@@ -15,6 +15,7 @@ from msdv.data.tensors import write_tensors
 from msdv.data.video import output_format, write_video
 from msdv.model.base import Base
 from msdv.sampling.grid import grid_size, side_by_side
+from msdv.sampling.moving import Watch
 
 
 def write_result(
@@ -27,10 +28,11 @@ def write_result(
     dither: Dither = "diffusion",
     labels: Sequence[str] = (),
     before: Footage | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Decode latents (n, 4, f, h, w), n videos that are to stand side by side, and write them as what the suffix of
     `out` says, whole or not at all. `labels`, one a video, stand above them where the result is for eyes.
-    `before` is a video whose frames come first, if it is one that is written.
+    `before` is a video whose frames come first, if it is one that is written. `watch` sees the frames that are new.
 
     Raises:
         MsdvError: when the pictures are not finite.
@@ -52,17 +54,23 @@ def write_result(
             size = grid_size(len(latents), latents.shape[3] * factor, latents.shape[4] * factor, labels=False)
             if len(latents) == 1:
                 floats = (np.float32(frame[None]) / 255 for frame in earlier)
-                parts = shown(chain(floats, base.picture_passes(latents[0].transpose(0, 1))), each=0)
+                new = base.picture_passes(latents[0].transpose(0, 1))
+                parts = shown(chain(floats, watch.parts(0, new) if watch else new), each=0)
             else:
-                pictures = side_by_side([_each(base.picture_passes(video.transpose(0, 1))) for video in latents])
+                pictures = side_by_side(
+                    _watched([_each(base.picture_passes(video.transpose(0, 1))) for video in latents], watch)
+                )
                 parts = shown(frame[None] for frame in pictures)
             shape = count, *size
             write_tensors(out, parts, shape, latents.float().cpu().numpy(), metadata)
         else:
-            frames: Iterator[np.ndarray] = chain(earlier, decoded_frames(base, latents))
-            if labels:
-                frames = side_by_side([decoded_frames(base, video[None]) for video in latents], labels)
+            videos = _watched([decoded_frames(base, video[None]) for video in latents], watch)
+            frames = side_by_side(videos, labels) if labels else chain(earlier, videos[0])
             write_video(out, shown(frames), fps=fps, metadata=metadata, dither=dither)
+
+
+def _watched(videos: Sequence[Iterator[np.ndarray]], watch: Watch | None) -> Sequence[Iterator[np.ndarray]]:
+    return videos if watch is None else [watch.frames(index, video) for index, video in enumerate(videos)]
 
 
 def _each(passes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -16,6 +16,7 @@ from msdv.model.allocator import keep_freed_memory
 from msdv.model.base import Base
 from msdv.model.devices import choose_device, choose_precision
 from msdv.model.diffusion import Followed, TrainingSchedule, denoise, make_scheduler
+from msdv.model.ends import with_ends
 from msdv.model.given import Given
 from msdv.model.guidance import Guided, OneText
 from msdv.model.inflate import check_frames
@@ -31,13 +32,17 @@ from msdv.model.text_track import text_keys, text_of
 from msdv.model.windows import length_of, windowed
 from msdv.recipe import settings_beside, write_beside
 from msdv.sampling.load import load_models
+from msdv.sampling.moving import MotionReport, Watch, borders_of
 from msdv.sampling.noise import draw_noise, read_latents
 from msdv.sampling.repeat import hash_inputs
 from msdv.sampling.results import write_result
 from msdv.sampling.shots import is_finished, parse_seeds
 from msdv.sampling.source import SourceVideo
 from msdv.sampling.starting import TextAt, passes_of, read_start
+from msdv.sampling.steering import Steering
 from msdv.weights import load_temporal
+
+_NOT_OF_THE_VIDEO = {"out", "overwrite", "plan", "json_output", "report"}
 
 
 class Sampler:
@@ -90,14 +95,18 @@ class Sampler:
             guidance=self.guidance,
             cache=config.cache,
             length=length_of(config),
+            ends=self._noise is None,
         )
         self.memory, savings, line = choose_savings(job, config)
         say(line)
         self.model.save_memory(savings)
         self._video = None if video is None else video.encode(self.base, self.height * 8, self.width * 8)
         self._known = self._start.encode(self.base, self.metadata, self.frames, self.height * 8, self.width * 8)
+        self._steering = Steering(config, self.metadata, self.height, self.width, self.frames)
         self._embeddings: dict[str, Tensor] = {}
         self._notes_said = 0
+        self.report = MotionReport(self.metadata.reference if self.metadata else None)
+        """How what was made moves, with --report."""
         self._inputs = hash_inputs(config)
 
     def with_frames(self, config: SampleConfig) -> SampleConfig:
@@ -152,6 +161,7 @@ class Sampler:
             resolved = self._resolved(config)
             settings = self._settings(resolved, motions[0] if config.seeds is None else motions)
             labels = [] if config.seeds is None else [str(seed) for seed in seeds]
+            watch = Watch(len(seeds), self._borders(config)) if config.report else None
             with contextlib.nullcontext(self.close()) if last else off_card(self.model):
                 write_result(
                     config.out,
@@ -162,15 +172,24 @@ class Sampler:
                     dither=config.dither,
                     labels=labels,
                     before=self._start.footage,
+                    watch=watch,
                 )
+        if watch is not None:
+            self.report.add(watch, [f"seed {label}" for label in labels] or [config.out.name])
         if config.out.suffix:  # a folder has them inside
             write_beside(config.out, "sample", resolved)
         self.say_notes()
 
+    def _borders(self, config: SampleConfig) -> set[int]:
+        return borders_of(length_of(config), self.passes, self.frames, self._known.lead)
+
     def denoise(self, config: SampleConfig, preview: Preview) -> tuple[Tensor, str]:
         """Latents (1, 4, f, h, w) of one video, and how its noise moves, in words."""
         generator = torch.Generator().manual_seed(config.seed)
-        known, passes, moving = self._known, self.passes, config
+        known, passes, motion = self._known, self.passes, "from --latents"
+        if self._noise is None:
+            steered = self._steering.draw(config, generator)  # once: all passes move alike
+            motion = steered.used
         windows = len(passes.windows) if passes else 1
         with progress("step") as bar:
             follow = self._followed(config)
@@ -178,24 +197,19 @@ class Sampler:
             task = bar.add_task("denoising", total=steps * windows, note=preview.note)
 
             def make(positions: Tensor, spacing: int, given: Given | None) -> Tensor:
-                nonlocal moving
-                shape = (1, 4, len(positions), self.height, self.width)
-                noise, motion = self._noise, "from --latents"
+                noise = self._noise
                 if noise is None:
-                    noise, motion = draw_noise(moving, self.metadata, shape, generator, spacing)
-                if passes:  # all of them move alike
-                    moving = config.model_copy(update={"motion": motion}) if ":" in motion else config
-                motions.append(motion)
+                    shape = (1, 4, len(positions), self.height, self.width)
+                    noise = draw_noise(config, steered, shape, generator, spacing, int(positions[0]))
                 return self._denoise(
                     config, preview, noise, positions, given, generator, on_step=lambda *_: bar.advance(task)
                 )
 
-            motions: list[str] = []
             if passes is None:
                 latents = make(torch.arange(self.frames), 1, known.given)
             else:
                 latents = make_by_keyframes(make, passes, known.given, self.height, self.width)
-        return latents[:, :, known.lead :], motions[0]
+        return latents[:, :, known.lead :], motion
 
     def _denoise(
         self,
@@ -225,7 +239,9 @@ class Sampler:
         )
         follow = self._followed(config)
         schedule = noise_schedule(self.base, self.metadata)
-        prediction = windowed(guided, length, len(positions))
+        # Noise that was given gets what the model says of it, and nothing else.
+        shown_twice = with_ends(guided, self.model.arch, length, len(positions)) if self._noise is None else guided
+        prediction = windowed(shown_twice, length, len(positions))
         latents = denoise(
             preview.watch(prediction, self.base, TrainingSchedule(schedule), self.steps),
             noise.to(self.device),
@@ -275,7 +291,7 @@ class Sampler:
             **({"trained_steps": self.metadata.steps} if self.metadata else {}),
             "motion_used": motion,
             **({"inputs": self._inputs} if self._inputs else {}),
-            **resolved.model_dump(mode="json", exclude={"out", "overwrite", "plan", "json_output"}, exclude_none=True),
+            **resolved.model_dump(mode="json", exclude=_NOT_OF_THE_VIDEO, exclude_none=True),
         }
 
 

@@ -15,5 +15,6 @@ python "$here/images.py" --work "$work"
 [ -e "$work/latents.pt" ] || python "$here/latents.py" --work "$work"
 train unet.py
 [ -e "$work/vae-final/config.json" ] || train decoder.py
+[ -e "$work/vae-steady/config.json" ] || train steady.py
 python "$here/pack.py" --work "$work"
 python "$here/preview.py" --base "$here/../../msdv/builtin" -o "$work/sheet.png"

@@ -1,6 +1,6 @@
-"""Stage 6: put the base together as a diffusers pipeline in half precision.
+"""Stage 7: put the base together as a diffusers pipeline in half precision.
 
-In: WORK/vae-final/ (or WORK/vae/), WORK/unet.ckpt, WORK/tokenizer/. Out: `--to FOLDER`, by default msdv/builtin/, in
+In: WORK/vae-steady/, WORK/unet.ckpt, WORK/tokenizer/. Out: `--to FOLDER`, by default msdv/builtin/, in
 diffusers' pipeline layout. Each file is written aside and renamed; other files of the folder stay.
 """
 
@@ -26,7 +26,8 @@ def build_pipeline(work: Path, settings_file: Path) -> StableDiffusionPipeline:
     """The pipeline with the averaged weights of the last checkpoint, fp16."""
     settings = read_settings(settings_file, "unet")
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer", model_max_length=settings["tokens"])
-    vae = AutoencoderKL.from_pretrained(work / "vae-final" if (work / "vae-final").exists() else work / "vae")
+    vae = AutoencoderKL.from_pretrained(work / "vae-steady")
+    vae.register_to_config(_name_or_path="")  # not where it was made
     models = build_models(
         settings, tokenizer, latent_size=vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
     )

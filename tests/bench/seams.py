@@ -22,7 +22,7 @@ from msdv.model.base import load_base
 from msdv.model.diffusion import denoise, make_scheduler
 from msdv.model.guidance import Guided, OneText
 from msdv.model.long_noise import VideoNoise
-from msdv.model.noise import velocity_for
+from msdv.model.steering import flow_for
 from msdv.model.temporal import build_video_unet, noise_schedule
 from msdv.model.windows import LOOP_OVERLAP, Length, Windows
 
@@ -56,8 +56,8 @@ class Maker:
         assert self.metadata is not None and self.metadata.motion is not None
         motion = self.metadata.motion
         source = VideoNoise((1, 4, frames, side, side), length, generator)
-        velocity, _ = velocity_for(motion, "auto", PROMPT, side, side, generator)
-        return source.mixed(velocity, torch.tensor([motion.share]))
+        flow, _ = flow_for(motion, "auto", PROMPT, side, side, generator)
+        return source.mixed(flow, torch.tensor([motion.share]))
 
     def video(self, noise: torch.Tensor, length: Length) -> np.ndarray:
         """(f, h, w, 3), uint8."""

@@ -195,9 +195,10 @@ def test_version(capsys: Any) -> None:
             + COMMANDS["sample"].example,
         ),
         (
-            ["sample", "sky", "-o", "x.gif", "--motion", "up"],
-            "msdv sample: --motion up: must be auto, none, left or right, "
-            "the last two with a speed under 1000: left:1.5",
+            ["sample", "sky", "-o", "x.gif", "--motion", "upwards"],
+            "msdv sample: --motion upwards: must be auto, none, left, right, up, down or a direction such as 30deg, "
+            "these with a speed under 1000 (left:1.5), zoom:0.5 (percent), several of these (left:1.5+zoom:0.5), "
+            "or a video",
         ),
         (["trian"], "msdv: no such command 'trian'. Did you mean 'train'?"),
         (["zzz"], "msdv: no such command 'zzz' (commands: prep, train, sample, export)"),

@@ -7,7 +7,7 @@ import torch
 
 from msdv.config import TrainConfig
 from msdv.data.batches import ClipBatches
-from msdv.data.cache import LatentCache, TextCache
+from msdv.data.cache import FlowCache, LatentCache, TextCache
 from msdv.data.clips import find_clips
 from msdv.errors import UsageError
 from msdv.recipe import read_section
@@ -26,18 +26,23 @@ def batches(sky_frames: Path, tmp_path: Path) -> object:
     clips, _ = find_clips(sky_frames, 2)
     latents, text = LatentCache(tmp_path, 32, "vae", flip=True), TextCache(tmp_path, "text")
     for clip in clips:
-        latents.encode(clip, lambda pixels: torch.zeros(len(pixels), 4, 4, 4), lambda grey: torch.ones(4))
+        latents.encode(clip, lambda pixels: torch.zeros(len(pixels), 4, 4, 4))
     text.encode(sorted({clip.caption for clip in clips}), lambda captions: torch.zeros(len(captions), 2, 3))
 
     class Places(LatentCache):
         def window(self, clip: object, start: int, frames: int, mirrored: bool, stride: int = 1) -> torch.Tensor:
             return (start + stride * torch.arange(frames)).float().view(1, -1, 1, 1)
 
+    class Strides(FlowCache):
+        def window(self, clip: object, start: int, frames: int, mirrored: bool, stride: int = 1) -> torch.Tensor:
+            return torch.full((frames - 1, 2, 8, 8), float(stride))
+
     places = Places(tmp_path, 32, "vae", flip=False, _files=latents._files)
 
     def make(condition: str, share: float = 0.5, frames: int = FRAMES) -> ClipBatches:
         options = {"frames": frames, "batch_size": 2, "caption_dropout": 0.25, "seed": 3}
-        return ClipBatches(clips, places, text, condition=condition, condition_share=share, **options)  # type: ignore[arg-type]
+        flow = Strides(tmp_path, 32)
+        return ClipBatches(clips, places, text, condition=condition, condition_share=share, flow=flow, **options)  # type: ignore[arg-type]
 
     return make
 
@@ -49,7 +54,7 @@ def test_without_it_nothing_is_given_and_what_it_draws_comes_last(batches) -> No
         assert not a.given.any()
         assert torch.equal(a.latents, b.latents)
         assert torch.equal(a.text, b.text)
-        assert torch.equal(a.row_velocity, b.row_velocity)
+        assert a.flow is not None and b.flow is not None and torch.equal(a.flow, b.flow)
     assert not first.middle(0).given.any()
 
 
@@ -69,12 +74,12 @@ def test_clips_without_keyframes_are_keyframes_themselves(batches) -> None:  # t
     strides: dict[str, set[int]] = {"keyframes": set(), "first": set(), "none": set()}
     for number in range(60):
         batch = make.batch(number)
-        for latents, given, velocity in zip(batch.latents, batch.given, batch.row_velocity, strict=True):
+        for latents, given, flow in zip(batch.latents, batch.given, batch.flow, strict=True):
             place = latents.flatten()
             stride = int(place[1] - place[0])
             assert place[0] >= 0
             assert place[-1] < 12
-            assert velocity.unique().tolist() == [stride]  # pixels a frame of the window
+            assert flow.unique().tolist() == [stride]  # pixels a frame of the window
             kind = {3: "keyframes", 1: "first", 0: "none"}[int(given.sum())]
             assert given.tolist() == {"keyframes": [1, 0, 1, 0, 1], "first": [1, 0, 0, 0, 0], "none": [0] * 5}[kind]
             strides[kind].add(stride)

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from msdv.config import CONFIGS, ExportConfig, PrepConfig, SampleConfig, TrainConfig
+from msdv.config.motion import Auto, Drift, Zoom, motion_file, motion_terms
 from msdv.options import GROUPS
 
 EVERY_FIELD = [(command, name) for command, model in CONFIGS.items() for name in model.model_fields]
@@ -39,15 +40,43 @@ def test_size_refuses_others(size: int, message: str) -> None:
         PrepConfig(videos=Path("videos"), frames=Path("frames"), size=size)
 
 
-@pytest.mark.parametrize("motion", ["auto", "none", "left", "right", "left:1.5", "right:12"])
+@pytest.mark.parametrize(
+    "motion",
+    [
+        *("auto", "none", "left", "right", "left:1.5", "right:12", "up", "down:0.5", "30deg", "-45.5deg:2", "zoom"),
+        *("zoom:-0.5", "left:1+zoom:0.5", "auto+zoom:1", "clip.mp4", "C:\\clips\\a.MOV", "frames/", "./left"),
+    ],
+)
 def test_motion(motion: str) -> None:
     assert SampleConfig(prompt="sky", out=Path("sky.gif"), motion=motion).motion == motion
 
 
-@pytest.mark.parametrize("motion", ["", "up", "left:", "left:-1", "left:1.", "auto:2", "LEFT", "left\n", "left:١"])
+@pytest.mark.parametrize(
+    "motion",
+    [
+        *("", "upwards", "left:", "left:-1", "left:1.", "auto:2", "LEFT", "left\n", "left:١", "left:1000", "left:1.5x"),
+        *("none+left", "left+", "+", "zoom:100", "zoom:fast", "deg", "30deg:", "left:1 + up:1", "a\0/b.mp4"),
+    ],
+)
 def test_motion_refuses_others(motion: str) -> None:
     with pytest.raises(ValidationError, match=r"left:1\.5"):
         SampleConfig(prompt="sky", out=Path("sky.gif"), motion=motion)
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("none", []),
+        ("left:1.5", [Drift(180, 1.5)]),
+        ("up", [Drift(90, None)]),
+        ("-30deg:2+zoom", [Drift(-30, 2.0), Zoom(1.0)]),
+        ("auto+zoom:-0.5", [Auto(), Zoom(-0.5)]),
+        ("a.mp4", None),
+    ],
+)
+def test_what_motion_says(text: str, terms: list[object] | None) -> None:
+    assert motion_terms(text) == terms
+    assert motion_file(text) == (Path("a.mp4") if terms is None else None)
 
 
 def test_one_half_precision_at_a_time() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "diffusers", "transformers", "accelerate", "av", "numpy", "PIL", "tensorboard")
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "av", "cv2", "numpy", "PIL", "tensorboard")
 ROOT = Path(__file__).parents[2]
 
 

@@ -73,7 +73,7 @@ def test_what_was_asked_for_is_what_is_planned(base: str) -> None:
     ("arguments", "message"),
     [
         (["train", "--json"], "--json prints the result of --plan or --evaluate"),
-        (["sample", "sea", "-o", "a.gif", "--json"], "--json prints the result of --plan"),
+        (["sample", "sea", "-o", "a.gif", "--json"], "--json prints the result of --plan or --report"),
         (["train", "--plan", "--vram", "0"], "--vram 0"),
         (["train", "--plan", "--base", "nobody/nothing"], "sd-1.5"),
         (["sample", "--plan", "--model", "missing"], "missing does not exist"),

@@ -87,3 +87,42 @@ def test_steps_that_overflowed_leave_a_gap_and_are_counted(tmp_path: Path) -> No
     page = run.report.read_text(encoding="utf-8")
     assert "<polyline" in page
     assert "1 without a finite loss" in page
+
+
+def motion(flow: float) -> dict[str, object]:
+    numbers = {"frames": 25, "flow": flow / 2, "flow_moving": flow, "flicker": 0.5}
+    return {
+        "verdict": f"moves <{flow}>",
+        "numbers": numbers,
+        "clips": {"frames": 90, "flow_moving": 0.81, "seams": 1.0},
+    }
+
+
+def test_motion_stands_beside_that_of_the_clips(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    run.log(step=10, motion=motion(0.1))
+    write_report(run, TrainConfig())
+    assert run.report.read_text(encoding="utf-8").count("<polyline") == 0
+    run.log(step=20, motion=motion(0.7))
+    write_report(run, TrainConfig())
+    page = run.report.read_text(encoding="utf-8")
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    assert page.count("<polyline") == 2
+    assert "Step 20: moves <0.7>" in reader.text
+    assert "<td>where the clips move</td><td>0.7</td><td>0.81</td>" in page
+    assert "<td>flicker of areas</td><td>0.5</td><td></td>" in page
+    assert "borders of windows" not in page
+
+
+def test_motion_without_clips_to_compare_with(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    for step in (1, 2):
+        run.log(step=step, motion={"verdict": "static", "numbers": {"frames": 4, "flow": 0.0}})
+    write_report(run, TrainConfig())
+    page = run.report.read_text(encoding="utf-8")
+    assert page.count("<polyline") == 1
+    assert "<td>moves, pixels a frame</td><td>0</td><td></td>" in page

@@ -1,3 +1,4 @@
+import html
 import json
 import os
 import shutil
@@ -36,6 +37,13 @@ def test_a_run_folder_has_all_that_was_promised(tiny_base: Path, sky_frames: Pat
     assert "<svg" in page
     _, metadata = load_temporal(run.weights)
     assert (metadata.steps, metadata.frames, metadata.size, metadata.group_norm) == (6, 4, 32, "frame")
+    assert metadata.reference is not None and metadata.reference.clips == 5
+    moved = {row["step"]: row["motion"] for row in run.read_log() if "motion" in row}
+    assert moved.keys() == {3, 6}
+    assert moved[6]["clips"] == metadata.reference.numbers.as_dict()
+    assert moved[6]["numbers"]["frames"] == 8  # of two prompts
+    assert "likeness" in moved[6]["numbers"] and "likeness" not in moved[3]["numbers"]
+    assert f"Step 6: <strong>{html.escape(moved[6]['verdict'])}" in page
     assert metadata.base == str(tiny_base)
     assert report.held_out[0].clips == 1
     again = TrainConfig.model_validate(
@@ -194,6 +202,43 @@ def test_a_sample_that_fails_does_not_end_the_training(
     report = train(settings(tiny_base, sky_frames, tmp_path / "run", steps=2, sample_every=1))
     assert report.run.weights.is_file()
     assert "no sample at step 1: the denoised latents are not finite" in capfd.readouterr().err
+
+
+def test_motion_that_cannot_be_measured_does_not_end_the_training(
+    tiny_base: Path,
+    sky_frames: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("no room\nfor flow")
+
+    monkeypatch.setattr("msdv.data.moving.optical_flow", fails)
+    data = tmp_path / "frames"
+    shutil.copytree(sky_frames, data, ignore=shutil.ignore_patterns(".cache"))
+    report = train(settings(tiny_base, data, tmp_path / "run", steps=1, sample_every=1))
+    assert report.run.sample(1).is_file()
+    assert not any("motion" in row for row in report.run.read_log())
+    err = capfd.readouterr().err
+    assert "the clips' motion can't be measured, and samples are compared with nothing: no room\n" in err
+    assert "the motion of the sample at step 1 can't be measured: no room\n" in err
+
+
+def test_what_the_clips_move_is_measured_once(
+    tiny_base: Path, sky_frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "frames"
+    shutil.copytree(sky_frames, data, ignore=shutil.ignore_patterns(".cache"))
+    first = train(settings(tiny_base, data, tmp_path / "a", steps=1, noise="independent")).run
+
+    def fails(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("msdv.data.moving.optical_flow", fails)
+    second = train(settings(tiny_base, data, tmp_path / "b", steps=1, noise="independent")).run
+    references = [load_temporal(run.weights)[1].reference for run in (first, second)]
+    assert references[0] is not None and references[0] == references[1]
 
 
 def test_a_run_says_all_that_it_was_made_with_and_resumes_in_another_precision(

@@ -18,7 +18,7 @@ METADATA = TemporalMetadata(
     prediction_type="epsilon",
     scheduler={"beta_start": 0.00085, "beta_schedule": "scaled_linear"},
     noise="flow",
-    motion=Motion(profile=(1.0, 0.5, 0.0), speed=0.01, share=0.9),
+    motion=Motion(field=(((0.01, 0.0), (0.008, -0.001)), ((0.0, 0.0), (0.0, 0.0))), left=0.3, share=0.9, gain=1.39),
     shared_noise=0.5,
     steps=1000,
 )
@@ -32,6 +32,37 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert state.keys() == STATE.keys()
     for key, value in state.items():
         assert torch.equal(value, STATE[key].half())
+
+
+def test_motion_of_older_files_is_read(tmp_path: Path) -> None:
+    """They say how fast the rows of a picture went sideways."""
+    path = tmp_path / "t.safetensors"
+    header = METADATA.to_header()
+    save_file(STATE, path, metadata={**header, "motion": '{"profile": [1.0, 0.5, 0.0], "speed": 0.01, "share": 1.0}'})
+    motion = read_metadata(path).motion
+    assert motion == Motion(field=(((0.01, 0.0),), ((0.005, 0.0),), ((0.0, 0.0),)), left=0.5, share=1.0)
+    assert motion is not None and motion.gain == 1
+
+
+@pytest.mark.parametrize(
+    "motion",
+    [
+        '{"profile": [1.0, 0.5], "share": 1.0}',
+        '{"profile": "fast", "speed": 0.01, "share": 1.0}',
+        '{"profile": [1.0], "speed": "fast", "share": 1.0}',
+        '{"profile": [], "speed": 0.01, "share": 1.0}',
+        '{"field": [[[0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]], "share": 1.0}',
+        '{"field": [[[NaN, 0.0]]], "share": 1.0}',
+        '{"field": [[]], "share": 1.0}',
+        '{"field": [[[0.0, 0.0]]], "share": 1.0, "gain": 0.0}',
+        "[1, 2]",
+    ],
+)
+def test_motion_that_makes_no_sense_is_told(tmp_path: Path, motion: str) -> None:
+    path = tmp_path / "t.safetensors"
+    save_file(STATE, path, metadata={**METADATA.to_header(), "motion": motion})
+    with pytest.raises(MsdvError, match="metadata that can't be read"):
+        read_metadata(path)
 
 
 def test_the_header_is_text_that_others_can_read(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from msdv.data.batches import ClipBatches, generator_for, hold_out, with_videos_of
-from msdv.data.cache import LatentCache, TextCache, mirror_caption
+from msdv.data.batches import Batch, ClipBatches, generator_for, hold_out, with_videos_of
+from msdv.data.cache import FlowCache, LatentCache, TextCache, mirror_caption
 from msdv.data.clips import Clip, find_clips
 
 
@@ -18,12 +18,28 @@ def blocks(frames: torch.Tensor) -> torch.Tensor:
 def batches(sky_frames: Path, tmp_path: Path) -> ClipBatches:
     clips, _ = find_clips(sky_frames, 2)
     latents = LatentCache(tmp_path, 32, "vae", flip=True)
-    for index, clip in enumerate(clips):
-        latents.encode(clip, blocks, lambda grey, index=index: torch.full((4,), float(index + 1)))
+    for clip in clips:
+        latents.encode(clip, blocks)
     text = TextCache(tmp_path, "text")
     captions = [caption for clip in clips for caption in (clip.caption, mirror_caption(clip.caption))]
     text.encode(captions, lambda prompts: torch.arange(len(prompts)).float().view(-1, 1, 1))
-    return ClipBatches(clips, latents, text, frames=4, batch_size=2, caption_dropout=0.25, seed=3)
+    numbers = {clip.name: index + 1 for index, clip in enumerate(clips)}
+
+    class Numbered(FlowCache):
+        """To the right by the clip's number, 1, 2, ..."""
+
+        def window(self, clip: Clip, start: int, frames: int, mirrored: bool, stride: int = 1) -> torch.Tensor:
+            return torch.full((frames - 1, 2, 8, 8), float(numbers[clip.name] * (-1 if mirrored else 1)))
+
+    flow = Numbered(tmp_path, 32)
+    return ClipBatches(clips, latents, text, frames=4, batch_size=2, caption_dropout=0.25, seed=3, flow=flow)
+
+
+def numbers_of(batch: Batch) -> torch.Tensor:
+    """Of a batch's clips; negative where they are mirrored."""
+    assert batch.flow is not None
+    assert batch.flow.shape == (2, 3, 2, 8, 8)
+    return batch.flow[:, 0, 0, 0, 0]
 
 
 def test_a_batch_is_a_function_of_its_number(batches: ClipBatches) -> None:
@@ -35,13 +51,13 @@ def test_a_batch_is_a_function_of_its_number(batches: ClipBatches) -> None:
 
 
 def test_every_clip_is_seen_once_before_any_is_seen_again(batches: ClipBatches) -> None:
-    seen = [int(v) for n in range(6) for v in batches.batch(n).row_velocity[:, 0].abs()]
+    seen = [int(v) for n in range(6) for v in numbers_of(batches.batch(n)).abs()]
     assert Counter(seen[:6]) == Counter(seen[6:]) == Counter(range(1, 7))
 
 
 def test_mirrored_clips_move_the_other_way_and_captions_are_dropped_sometimes(batches: ClipBatches) -> None:
     items = [batches.batch(n) for n in range(60)]
-    signs = torch.cat([b.row_velocity[:, 0].sign() for b in items])
+    signs = torch.cat([numbers_of(b).sign() for b in items])
     empty = torch.cat([(b.text == 0).flatten() for b in items])
     assert 0.3 < (signs < 0).float().mean() < 0.7
     assert 0.1 < empty.float().mean() < 0.4
@@ -102,5 +118,5 @@ def test_a_scene_that_is_added_goes_to_the_side_of_its_video() -> None:
 
 def test_the_names_of_a_batch_are_those_of_its_clips(batches: ClipBatches) -> None:
     for number in range(4):
-        speeds = batches.batch(number).row_velocity[:, 0].abs()
+        speeds = numbers_of(batches.batch(number)).abs()
         assert batches.names(number) == [f"clip {int(speed) - 1}.mp4" for speed in speeds]

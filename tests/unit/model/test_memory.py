@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from msdv.data import encode
 from msdv.model.base import Base
 from msdv.model.diffusion import denoise, make_scheduler
+from msdv.model.ends import with_ends
 from msdv.model.guidance import Guided, OneText
 from msdv.model.inflate import VideoUNet, inflate
 from msdv.model.known import Architecture, find_architecture
@@ -216,7 +217,8 @@ def test_denoising_takes_what_is_predicted(name: str) -> None:
         scheduler = make_scheduler("ddim", {})
         texts = OneText(text), OneText(text)
         guided = Guided(state[0], *texts, guidance=what.guidance, condition=condition, cache=what.cache)
-        prediction = windowed(guided, what.length, what.frames)
+        shown = with_ends(guided, what.arch, what.length, what.frames) if what.ends else guided
+        prediction = windowed(shown, what.length, what.frames)
         denoise(prediction, noise, scheduler=scheduler, steps=2)
 
     real, _ = measured(prepare, act)

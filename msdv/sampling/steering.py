@@ -1,0 +1,128 @@
+"""What --motion and --still make of the noise of a video."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from msdv.config import SampleConfig
+from msdv.config.motion import motion_file
+from msdv.console import progress, say
+from msdv.data.flow import coarse_flows, shrunk, size_for_flow
+from msdv.data.start import Footage, covering, read_picture
+from msdv.errors import MsdvError, UsageError
+from msdv.model.particles import CELL
+from msdv.model.steering import GRID, flow_for
+from msdv.weights import TemporalMetadata
+
+
+@dataclass(frozen=True)
+class Steered:
+    """How the noise of a video moves."""
+
+    used: str
+    """In words."""
+    flow: Tensor | None = None
+    """(1, n, 2, h', w'), as `carried_noise` takes it; None: it does not flow."""
+    share: float = 0.0
+    """Of the variance, that flows."""
+    shared: float = 0.0
+    """See `partly_shared_noise`."""
+
+
+class Steering:
+    """The noise of videos of one size, by --motion and --still."""
+
+    def __init__(
+        self, config: SampleConfig, metadata: TemporalMetadata | None, height: int, width: int, frames: int
+    ) -> None:
+        """Read what they name, for videos of `frames` frames of height x width latents.
+
+        Raises UsageError where the temporal layers know nothing of noise that flows, MsdvError for files that can't be
+        read.
+        """
+        self._size = height, width
+        self._motion = metadata.motion if metadata else None
+        self._shared = metadata.shared_noise if metadata and config.motion == "auto" else 0.0
+        self._flows = config.motion != "none" and (config.motion != "auto" or (bool(self._motion) and not self._shared))
+        if self._motion is None and (self._flows or config.still):
+            option = f"--motion {config.motion}" if self._flows else f"--still {config.still}"
+            if metadata and metadata.noise == "flow":
+                raise UsageError(
+                    f"{option}: nothing moved in the clips that these temporal layers were trained on, so their noise "
+                    "never flowed: leave it out, or train on clips that move"
+                )
+            raise UsageError(
+                f"{option}: these temporal layers were not trained on noise that flows: "
+                "leave it out, or train with --noise flow"
+            )
+        file = motion_file(config.motion)
+        self._of_video = flow_of_video(file, height, width, frames) if file else None
+        self._moves = 1 - _read_still(config.still, height, width) if config.still else None
+
+    def draw(self, config: SampleConfig, generator: torch.Generator) -> Steered:
+        """How the noise of one video moves; `config` has its prompt."""
+        if not self._flows:
+            return Steered(f"shared {self._shared:g}" if self._shared else "none", shared=self._shared)
+        assert self._motion is not None
+        used = config.motion
+        if self._of_video is not None:
+            flow = self._of_video * self._motion.gain
+        else:
+            flow, used = flow_for(self._motion, config.motion, config.prompt, *self._size, generator)
+        if self._moves is not None:
+            flow = flow * self._moves
+        return Steered(used, flow, self._motion.share)
+
+
+def check_steering(config: SampleConfig) -> None:
+    """Raise UsageError for files of --motion and --still that do not exist, and options that don't go with them."""
+    file = motion_file(config.motion)
+    if file is not None and not file.exists():
+        raise UsageError(f"--motion {file} does not exist: give a video whose motion to take, or a direction: left:1.5")
+    if config.still is None:
+        return
+    if not config.still.is_file():
+        raise UsageError(f"--still {config.still} does not exist: give a picture, white where nothing is to move")
+    for option, given in (("--motion none", config.motion == "none"), ("--latents", config.latents is not None)):
+        if given:
+            raise UsageError(f"--still {config.still}: {option} does not go with it: leave one of them out")
+
+
+def flow_of_video(path: Path, height: int, width: int, frames: int) -> Tensor:
+    """The optical flow (1, n, 2, 2 height, 2 width), float16, of a video, scaled and cropped to height x width latents,
+    of as many frames as it has or `frames`; a line says so where it is shorter.
+
+    Raises MsdvError if it can't be read or has one frame only.
+    """
+    footage = Footage(path, "--motion")
+    if footage.count < 2:
+        raise MsdvError(f"--motion {path} is one picture, in which nothing moves: give a video")
+    pixels = height * CELL, width * CELL
+    count = min(footage.count, frames) - 1
+    if footage.count < frames:
+        say(f"--motion {path} has {footage.count} frames: its motion begins again after every {footage.count - 1}")
+    with progress("frame") as bar:
+        task = bar.add_task(f"optical flow of {path.name}", total=count, note="")
+
+        def shown() -> Iterator[np.ndarray]:
+            for field in coarse_flows(footage.frames(*size_for_flow(*pixels)), *pixels):
+                yield field.astype(np.float16)
+                bar.advance(task)
+
+        fields = list(islice(shown(), count))
+    return torch.from_numpy(np.stack(fields)).permute(0, 3, 1, 2)[None]
+
+
+def _read_still(path: Path, height: int, width: int) -> Tensor:
+    """How much of each place of a flow (2 height, 2 width) is to stand still, 0 to 1."""
+    picture = read_picture(path, "--still").convert("RGBA")
+    painted = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)  # transparent: nothing there
+    grey = covering(painted.convert("L"), height * CELL, width * CELL)
+    white = grey[..., None].astype(np.float32) / 255
+    return torch.from_numpy(shrunk(white, GRID * height, GRID * width)[..., 0])
