@@ -1,5 +1,6 @@
 """Writes the pictures that the pages show: docs/images/contact_sheet.jpg and shapes.jpg, from made-up videos, for
-how-to/prep.md; choose.webp, windows.png, loop.webp and evening.png for how-to/sample.md.
+how-to/prep.md; choose.webp, windows.png, loop.webp and evening.png for how-to/sample.md; clouds.gif for the
+README. experiments.jpg is written by `python recipes/experiments/run.py --picture`.
 
 python docs/make_pictures.py
 """
@@ -84,6 +85,27 @@ def write_shapes(work: Path) -> None:
     sheet.save(IMAGES / "shapes.jpg", quality=85)
 
 
+FRONT = (
+    ("fluffy clouds timelapse over hills, blue sky", "left", 4),
+    ("sunset over the sea, clouds timelapse", "right", 9),
+    ("golden hour, puffy clouds over mountains", "right", 12),
+    ("clouds timelapse, night", "left", 8),
+)
+"""Prompt, --motion and seed of what the README shows."""
+
+
+def write_front(work: Path) -> None:
+    """Four videos in one."""
+    videos = []
+    for prompt, motion, seed in FRONT:
+        values = {"prompt": prompt, "motion": motion, "seed": seed, "frames": 72, "window": 24, "overlap": 10}
+        values |= {"base": "builtin", "model": "builtin", "device": "cpu", "out": work / f"front-{seed}"}
+        sample(SampleConfig.model_validate(values))
+        videos.append(read_video(work / f"front-{seed}")[0])
+    rows = [np.concatenate(videos[:2], axis=2), np.concatenate(videos[2:], axis=2)]
+    write_video(IMAGES / "clouds.gif", list(np.concatenate(rows, axis=1)), fps=12)
+
+
 def write_choice(work: Path) -> None:
     """Videos of several seeds, as in the page's first command of that section."""
     values = {"prompt": "sunset clouds over the sea", "seeds": "0-5", "frames": 16, "base": "builtin"}
@@ -120,6 +142,7 @@ def main() -> None:
         with Image.open(prep(work / "videos", work / "frames") / "contact_sheet.jpg") as sheet:
             sheet.save(IMAGES / "contact_sheet.jpg", quality=80)
         write_shapes(work)
+        write_front(work)
         write_choice(work)
         write_lengths(work)
 
