@@ -20,8 +20,8 @@ _HUB = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 # Of a run's settings, those that say how it learned; where files are is nobody's business.
 _TOLD = (
     *("lr", "conv_lr", "schedule", "warmup", "batch_size", "grad_accum", "weight_decay", "ema", "caption_dropout"),
-    *("timestep_shift", "noise_share", "offset_noise", "min_snr", "temporal_loss", "condition_share", "flip", "seed"),
-    "lora_rank",
+    *("timestep_shift", "noise_share", "offset_noise", "min_snr", "temporal_loss", "flicker_loss"),
+    *("condition_share", "flip", "seed", "lora_rank"),
 )
 _WHAT = {"pseudo3d": "Pseudo-3D temporal layers", "motion-module": "Motion modules in AnimateDiff's layout"}
 _SAMPLE_IT = """\

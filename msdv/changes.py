@@ -65,6 +65,7 @@ RULES: dict[str, Rule] = {
     "min_snr": _yes(_PACE),
     "offset_noise": _yes(_PACE),
     "temporal_loss": _yes(_PACE),
+    "flicker_loss": _yes(_PACE),
     "batch_size": _yes("from here on, a step sees other clips than it would have seen"),
     "grad_accum": _yes("from here on, a step sees other clips than it would have seen"),
     "offload_optim": _yes(_MEMORY),

@@ -18,11 +18,12 @@ from msdv.model.plan import Estimate, Plan, Planner, Settings, as_dict, fitting_
 from msdv.model.temporal import check_kind
 from msdv.model.text_track import text_keys
 from msdv.model.windows import length_of
-from msdv.run import is_pipeline, newest_run_with_weights, start_of, trained_base, weights_in
+from msdv.run import BUILTIN, is_pipeline, newest_run_with_weights, start_of, trained_base, weights_in
 from msdv.sampling.options import check_options as check_sampling
 from msdv.sampling.repeat import repeated
 from msdv.sampling.source import SourceVideo
 from msdv.sampling.starting import passes_of
+from msdv.sampling.steering import around_video
 from msdv.weights import TemporalMetadata, read_metadata
 
 GIB = 2**30
@@ -133,6 +134,7 @@ def plan_training(config: TrainConfig) -> PlanReport:
         ema=config.ema,
         min_snr=config.min_snr,
         temporal_loss=config.temporal_loss,
+        flicker_loss=config.flicker_loss,
         lora_rank=config.lora_rank,
         given=what_is_given(config, metadata) != "none",
     )
@@ -159,12 +161,18 @@ def plan_sample(config: SampleConfig) -> PlanReport:
         weights = weights_in(config.model)
     elif config.base is None and (run := newest_run_with_weights()) is not None:
         weights = run.weights
-    metadata: TemporalMetadata | None = read_metadata(weights) if weights else None
+    known = weights or (BUILTIN / "temporal.safetensors" if _base_name(config, weights) == "builtin" else None)
+    metadata: TemporalMetadata | None = read_metadata(known) if known else None
     if config.video is not None:
         config = SourceVideo(config).choose(config, metadata)
     size, group_norm = (metadata.size, metadata.group_norm) if metadata else (None, None)
+    passes = _passes(config, metadata)
+    together = passes.most_together if passes else config.frames
+    job = _job(config, weights, metadata, together, config.size or size, group_norm)
+    around = around_video(config, metadata, job.arch, passes)
     job = replace(
-        _job(config, weights, metadata, _frames_together(config, metadata), config.size or size, group_norm),
+        job,
+        frames=job.frames + 2 * around,
         guidance=7.5 if config.guidance is None else config.guidance,
         cache=config.cache,
         length=length_of(config),
@@ -173,10 +181,12 @@ def plan_sample(config: SampleConfig) -> PlanReport:
     text_keys(config)
     check_frames(job.length.together(job.frames), job.arch)
     what = f"sampling {config.frames} frames of {job.width}x{job.height}"
+    if around:
+        what += f" and {2 * around} around them"
     if (together := job.length.together(job.frames)) < job.frames:
         what += f" in windows of {together}"
-    settings = {"arch": job.arch, "group_norm": job.group_norm, "guidance": job.guidance}
-    return _report(what, _planner(job, config), settings)
+    settings = {"frames": config.frames, "arch": job.arch, "group_norm": job.group_norm, "guidance": job.guidance}
+    return _report(what, _planner(job, config), settings, 2 * around)
 
 
 def _job(
@@ -189,7 +199,7 @@ def _job(
 ) -> Job:
     """What training and sampling have in common; None for what the image model says."""
     card = _on_card(config)
-    architecture = _architecture(config, weights, card)
+    architecture = _architecture(config, weights)
     size = size or architecture.size
     own: Arch | None = "pseudo3d" if architecture.group_norm else None
     asked = config if isinstance(config, TrainConfig) else None
@@ -213,15 +223,15 @@ def _planner(job: Job, config: TrainConfig | SampleConfig) -> Planner:
     return Planner(job, budget=budget, fixed=fixed, sampling=isinstance(config, SampleConfig))
 
 
-def _frames_together(config: SampleConfig, metadata: TemporalMetadata | None) -> int:
-    """How many frames are denoised together: without weights, --keyframe-passes is about those that it was made for."""
+def _passes(config: SampleConfig, metadata: TemporalMetadata | None) -> Passes | None:
+    """Of keyframes: without weights, --keyframe-passes is about those that it was made for."""
     if metadata is None and config.keyframe_passes:
-        return Passes(config.frames, every=4, passes=config.keyframe_passes, window=25).most_together
-    passes = passes_of(config, metadata, config.frames)
-    return passes.most_together if passes else config.frames
+        return Passes(config.frames, every=4, passes=config.keyframe_passes, window=25)
+    return passes_of(config, metadata, config.frames)
 
 
-def _report(what: str, planner: Planner, settings: dict[str, Any]) -> PlanReport:
+def _report(what: str, planner: Planner, settings: dict[str, Any], around: int = 0) -> PlanReport:
+    """`around`: how many of the job's frames are not the video's own."""
     job, plan = planner.job, planner.plan()
     precision = str(job.dtype).removeprefix("torch.")
     place = "on a card" if job.card else "on the processor"
@@ -236,7 +246,9 @@ def _report(what: str, planner: Planner, settings: dict[str, Any]) -> PlanReport
     }
     what = f"{what}, {job.architecture.name}, {precision}, {place}{budget}"
     most = max(plan.most_frames.values(), default=0)
-    window = fitting_window(job, most) if planner.sampling and not plan.fits else None
+    own = replace(job, frames=job.frames - around)
+    window = fitting_window(own, most) if planner.sampling and not plan.fits else None
+    plan.most_frames = {how: max(0, count - around) for how, count in plan.most_frames.items()}
     return PlanReport(what, plan, settings, planner.sampling, window)
 
 
@@ -248,11 +260,15 @@ def _on_card(config: TrainConfig | SampleConfig) -> bool:
     return config.vram is not None or choose_device(None).type != "cpu"
 
 
-def _architecture(config: TrainConfig | SampleConfig, weights: Path | None, card: bool) -> Architecture:
+def _base_name(config: TrainConfig | SampleConfig, weights: Path | None) -> str:
     import torch
 
     name = config.base or (trained_base(weights) if weights else None)
-    name, _ = choose_base(name, torch.device("cuda" if card else "cpu"))
+    return choose_base(name, torch.device("cuda" if _on_card(config) else "cpu"))[0]
+
+
+def _architecture(config: TrainConfig | SampleConfig, weights: Path | None) -> Architecture:
+    name = _base_name(config, weights)
     try:
         return find_architecture(name)
     except OSError as error:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from msdv.config import TrainConfig
 from msdv.console import say
 from msdv.errors import MsdvError, first_line
@@ -114,7 +116,10 @@ class Records:
             _add_gif(self._writer, path, step)
         except (MsdvError, OSError, RuntimeError) as error:  # no sample is worth a night's training
             say(f"no sample at step {step}: {first_line(error)}")
-            return
+        else:
+            self._measure_sample(step, clips)
+
+    def _measure_sample(self, step: int, clips: Sequence[np.ndarray]) -> None:
         last = step == self.config.steps
         try:
             numbers = self.training.measure_motion(clips, seeds=last)

@@ -11,7 +11,7 @@ from msdv.chart import Curve, Points, chart, smoothed
 from msdv.config import TrainConfig
 from msdv.files import write_file
 from msdv.run import Run
-from msdv.verdict import NAMES, SPEEDS
+from msdv.verdict import NAMES, MotionNumbers, compared_by
 
 _MOST_SAMPLES = 12
 _MOST_BYTES = 24 * 2**20
@@ -108,12 +108,14 @@ def _held_out(rows: Sequence[dict[str, Any]]) -> str:
             off = Curve("off", [(row["step"], row["held_out"]["off"]) for row in own], _OTHER)
             parts.append(f"<p>{html.escape(name)}</p>")
             parts.append(chart([on, off], label=f"loss on held-out clips, {name}", height=200))
-    parts.append("<table><tr><th>step</th><th>with</th><th>temporal layers on</th><th>off</th><th>lower by</th></tr>")
+    heads = ("step", "with", "temporal layers on", "off", "lower by", "its flicker lower by")
+    parts.append("<table><tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>")
     for row in rows[-12:]:
         loss = row["held_out"]
         parts.append(
             f"<tr><td>{row['step']}</td><td>{html.escape(_measured_with(row))}</td><td>{loss['on']:.4f}</td>"
-            f"<td>{loss['off']:.4f}</td><td>{loss['gain']:.1%}</td></tr>"
+            f"<td>{loss['off']:.4f}</td><td>{loss['gain']:.1%}</td>"
+            f"<td>{_share(loss.get('steadiness'))}</td></tr>"
         )
     return "\n".join([*parts, "</table>"])
 
@@ -130,7 +132,8 @@ def _motion(rows: Sequence[dict[str, Any]]) -> str:
         return "<p>Nothing yet: it is measured on samples (--sample-every).</p>"
     newest = rows[-1]["motion"]
     found, clips = newest["numbers"], newest.get("clips", {})
-    name = next((name for name in SPEEDS if name in found and name in clips), "flow")
+    numbers, data = (MotionNumbers.model_validate(row) if row else None for row in (found, clips))
+    name = compared_by(numbers, data) if numbers else "flow"
     flow = [(row["step"], row["motion"]["numbers"][name]) for row in rows if name in row["motion"]["numbers"]]
     curves = [Curve("samples", flow)]
     if name in clips and flow:
@@ -154,6 +157,10 @@ def _motion(rows: Sequence[dict[str, Any]]) -> str:
         parts += [f"<tr><td>{r['step']}</td><td>{html.escape(r['motion']['verdict'])}</td></tr>" for r in rows[-12:]]
         parts.append("</table>")
     return "\n".join(parts)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
 
 
 def _number(value: float | None) -> str:

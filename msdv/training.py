@@ -19,29 +19,25 @@ from msdv.console import progress, say
 from msdv.data.batches import Batch, ClipBatches, generator_for, hold_out, with_videos_of
 from msdv.data.cache import FOLDER, FlowCache, LatentCache, TextCache, mirror_caption
 from msdv.data.clips import Clip, find_clips
-from msdv.data.moving import Meter, likeness
 from msdv.data.reference import MOST_CLIPS, reference_of
-from msdv.data.video import write_video
 from msdv.errors import UsageError, first_line
 from msdv.model.base import choose_base, load_base
 from msdv.model.devices import choose_device, choose_precision
-from msdv.model.diffusion import SCHEDULE_KEYS, TrainingSchedule, blank_condition, denoise, make_scheduler
-from msdv.model.ends import with_ends
+from msdv.model.diffusion import SCHEDULE_KEYS, TrainingSchedule
 from msdv.model.evaluation import HeldOutLoss, held_out_loss
-from msdv.model.guidance import Guided, OneText
 from msdv.model.inflate import VideoUNet, check_frames
 from msdv.model.known import Architecture
 from msdv.model.memory import Job
 from msdv.model.noise import clip_offset, independent_noise, mixed_noise, partly_shared_noise
 from msdv.model.objective import betas_of, check_options, kind_of_noise, schedule_to_train_on, what_is_given
 from msdv.model.plan import Settings, as_savings, choose_savings, step_down
-from msdv.model.steering import Slippage, flow_for, motion_of, moves, slippage_of
+from msdv.model.steering import Slippage, motion_of, moves, slippage_of
 from msdv.model.step import Objective
 from msdv.model.temporal import ZERO_SNR, arch_of, build_video_unet, module_hash
 from msdv.model.trained_lora import add_lora
-from msdv.model.windows import ALL_TOGETHER
 from msdv.run import start_of, trained_base, weights_in
-from msdv.verdict import MotionNumbers, Reference, mean_numbers
+from msdv.samples import Samples
+from msdv.verdict import MotionNumbers, Reference
 from msdv.weights import Motion, TemporalMetadata, read_metadata
 
 SAMPLES = 3
@@ -76,19 +72,14 @@ class Training:
 
         Raises UsageError and MsdvError as the parts do, with the next step to take.
         """
-        whole = start_of(config)
-        is_whole, config = whole is not config, whole
-        self.config = config
+        named, config = config, start_of(config)
+        self.config, is_whole = config, config is not named
         self.device = choose_device(config.device)
         precision = choose_precision(config.fp16, config.bf16, self.device)
         resumed = held_out is not None
         self._init = None if resumed or config.init in ("auto", "none") else weights_in(config.init)
         name, note = choose_base(config.base or (trained_base(self._init) if self._init else None), self.device)
-        clips, left_out = find_clips(config.data, config.frames)
-        for line in [precision.note, note, *(f"left out {line}" for line in left_out[:5])]:
-            say(line)
-        if len(left_out) > 5:
-            say(f"left out {len(left_out) - 5} more, too short for --frames {config.frames}")
+        clips = self._find_clips([precision.note, note])
         self.base = load_base(name, device=self.device, dtype=precision.dtype)
         for line in self.base.notes:
             say(line)
@@ -96,17 +87,7 @@ class Training:
         self.fps = float(np.median([clip.fps for clip in clips]))
         if is_whole and self.base.temporal is None:
             raise UsageError(f"--init {name} is an image model without temporal layers: pass it as --base")
-        source = self.base.temporal if config.init == "auto" and not resumed else self._init
-        start = read_metadata(source) if isinstance(source, Path) else None
-        found = arch_of(source, start)
-        self.arch: Arch = config.arch or found or "pseudo3d"
-        if is_whole and found not in (None, self.arch):
-            raise UsageError(
-                f"--arch {self.arch}: the temporal layers of --init {name} are {found}: leave one of them out"
-            )
-        if found not in (None, self.arch) and config.init == "auto":
-            say(f"{self.base.name}'s own temporal layers are {found}: these {self.arch} layers start untrained")
-            source = start = None
+        source, start = self._find_layers(resumed, is_whole)
         check_frames(config.frames, self.arch)
         check_options(config, self.arch)
         self.noise, self.shared_noise = kind_of_noise(config, start)
@@ -129,20 +110,53 @@ class Training:
             self.use_gain(start.motion.gain)
         # What only tells of the training, and only the first process writes.
         self.reference = None if rank or config.evaluate else self._measure_clips()
-        self._loss_off: dict[tuple[str, str], float] = {}
-        self._sample_prompts = list(config.sample_prompt) or self._prompts_from_clips()
-        self._sample_text = self.base.encode_prompts([*self._sample_prompts, ""])
+        self._known: dict[tuple[str, str], HeldOutLoss] = {}
+        self._samples = Samples(
+            self.base,
+            self.model,
+            self.scheduler_config,
+            list(config.sample_prompt) or self._prompts_from_clips(),
+            frames=config.frames,
+            size=self.size,
+            shared_noise=self.shared_noise,
+            blank=self._blank,
+        )
         self.base.unload("text_encoder")
-        self._move_vae(torch.device("cpu"))
+        assert self.base.vae is not None
+        self.base.vae.to("cpu")  # beside the training step it has no place in the device's memory
+
+    def _find_clips(self, notes: Sequence[str | None]) -> list[Clip]:
+        """Those that are long enough; then the notes are said, and what is left out."""
+        clips, left_out = find_clips(self.config.data, self.config.frames)
+        for line in [*notes, *(f"left out {line}" for line in left_out[:5])]:
+            say(line)
+        if len(left_out) > 5:
+            say(f"left out {len(left_out) - 5} more, too short for --frames {self.config.frames}")
+        return clips
+
+    def _find_layers(
+        self, resumed: bool, is_whole: bool
+    ) -> tuple[Path | dict[str, Tensor] | None, TemporalMetadata | None]:
+        """Temporal layers to start from, and what they say of themselves; sets `arch`."""
+        config = self.config
+        source = self.base.temporal if config.init == "auto" and not resumed else self._init
+        start = read_metadata(source) if isinstance(source, Path) else None
+        found = arch_of(source, start)
+        self.arch: Arch = config.arch or found or "pseudo3d"
+        if found in (None, self.arch):
+            return source, start
+        if is_whole:
+            raise UsageError(
+                f"--arch {self.arch}: the temporal layers of --init {config.base} are {found}: leave one of them out"
+            )
+        if config.init == "auto":
+            say(f"{self.base.name}'s own temporal layers are {found}: these {self.arch} layers start untrained")
+            return None, None
+        return source, start
 
     @property
     def _betas(self) -> Literal["base", "linear"]:
         return betas_of(self.scheduler_config, self.base)
-
-    def _move_vae(self, device: torch.device) -> None:
-        """Beside the training step the autoencoder has no place in the device's memory."""
-        assert self.base.vae is not None
-        self.base.vae.to(device)
 
     def _split(self, clips: list[Clip], held_out: frozenset[str] | None) -> tuple[list[Clip], list[Clip]]:
         if held_out is not None:
@@ -228,6 +242,7 @@ class Training:
             ema=config.ema,
             min_snr=config.min_snr,
             temporal_loss=config.temporal_loss,
+            flicker_loss=config.flicker_loss,
             lora_rank=config.lora_rank,
             given=self.condition != "none",
         )
@@ -322,7 +337,7 @@ class Training:
         anchor = torch.randint(f, (b,), generator=generator).to(self.device) if config.temporal_loss else None
         latents, noise, timesteps, text = (t.to(self.device) for t in (batch.latents, noise, timesteps, batch.text))
         given = batch.given if batch.given.any() else None
-        objective = Objective(schedule, config.min_snr, config.temporal_loss)
+        objective = Objective(schedule, config.min_snr, config.temporal_loss, config.flicker_loss)
         return objective.loss(
             self.model, latents, noise, timesteps, text, given=given, blank=self._blank, anchor=anchor
         )
@@ -359,9 +374,9 @@ class Training:
                 noise_kind=kind,
                 blank=self._blank,
                 condition=condition,
-                known_off=self._loss_off.get((kind, condition)),
+                known=self._known.get((kind, condition)),
             )
-            self._loss_off[kind, condition] = loss.off
+            self._known[kind, condition] = loss
             losses.append(loss)
         return losses
 
@@ -370,58 +385,14 @@ class Training:
         return [captions[i * len(captions) // SAMPLES] for i in range(min(SAMPLES, len(captions)))]
 
     def write_sample(self, path: Path) -> list[np.ndarray]:
-        """A gif with one clip a prompt, side by side; same seed each time, in a random stream of its own. The clips
-        are returned, each (f, h, w, 3), uint8."""
-        clips = [self._sample_clip(index, generator_for("sample", index)) for index in range(len(self._sample_prompts))]
-        frames = np.concatenate(clips, axis=2)
-        write_video(path, list(frames), fps=12, metadata={"prompts": " | ".join(self._sample_prompts)})
-        return clips
+        """See `Samples.write`."""
+        return self._samples.write(path, self.motion)
 
     def measure_motion(self, clips: Sequence[np.ndarray], *, seeds: bool) -> MotionNumbers:
-        """How samples move, as `write_sample` returns them: means over the prompts. With `seeds` the first prompt is
-        sampled once more, to see how alike two seeds are."""
-        reference = self.reference
-        meters = []
-        for clip in [*clips, *([self._sample_clip(0, generator_for("another seed"))] if seeds else [])]:
-            meters.append(Meter())
-            for frame in clip:
-                meters[-1].add(frame)
-        regions = reference.regions if reference else ()
-        numbers = mean_numbers(meter.numbers(regions) for meter in meters[: len(clips)])
-        if not seeds:
-            return numbers
-        alike = likeness([meters[0].thumbs, meters[-1].thumbs], reference.shared if reference else ())
-        return numbers.model_copy(update={"likeness": alike})
-
-    def _sample_clip(self, index: int, generator: torch.Generator) -> np.ndarray:
-        """Frames (f, h, w, 3), uint8, of a sample prompt."""
-        defaults = self.base.sampling
-        latent = self.size // 8
-        shape = (1, 4, self.config.frames, latent, latent)
-        noise = partly_shared_noise(shape, self.shared_noise, generator)
-        if self.motion:
-            prompt = self._sample_prompts[index]
-            flow, _ = flow_for(self.motion, "auto", prompt, latent, latent, generator)
-            noise = mixed_noise(shape, flow, torch.tensor([self.motion.share]), generator)
-        guided = Guided(
-            self.model,
-            OneText(self._sample_text[index : index + 1]),
-            OneText(self._sample_text[-1:]),
-            guidance=defaults.guidance,
-            condition=None if self._blank is None else blank_condition(self._blank, self.config.frames),
-        )
-        latents = denoise(
-            with_ends(guided, self.model.arch, ALL_TOGETHER, self.config.frames),
-            noise.to(self.device),
-            scheduler=make_scheduler(defaults.scheduler, self.scheduler_config),
-            steps=defaults.steps,
-            generator=generator,
-        )
-        self._move_vae(self.device)
-        try:
-            return np.asarray(self.base.decode_latents(latents[0].transpose(0, 1)))
-        finally:
-            self._move_vae(torch.device("cpu"))
+        """How samples move, as `write_sample` returns them. With `seeds` the first prompt is sampled once more, to see
+        how alike two seeds are."""
+        another = (lambda: self._samples.with_another_seed(self.motion)) if seeds else None
+        return self._samples.measure(clips, self.reference, another_seed=another)
 
     def metadata(self, steps: int) -> TemporalMetadata:
         """What the weights file says after `steps` steps."""

@@ -72,7 +72,7 @@ NAMES: Mapping[str, str] = {
     "flow": "moves, pixels a frame",
     "flow_moving": "where the clips move",
     "flow_still": "where the clips stand still",
-    "pace": "pace over 4 frames, pixels a frame",
+    "pace": "pace over several frames, pixels a frame",
     "pace_moving": "pace where the clips move",
     "change": "changes from frame to frame",
     "warp_error": "changes along the motion",

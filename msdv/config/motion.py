@@ -13,6 +13,8 @@ _TERM = re.compile(
 _ANGLES = {"right": 0.0, "up": 90.0, "left": 180.0, "down": 270.0}
 ZOOM = 1.0
 """Percent a frame, where none are said."""
+AT_REST = 0.05
+"""Pixels a frame: what moves less stands still, and is what the search for flow makes of noise."""
 
 
 @dataclass(frozen=True)

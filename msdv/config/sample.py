@@ -17,6 +17,9 @@ from msdv.config.shared import (
     option,
 )
 
+MOST_STEADY = 32
+"""Neighbours on each side that a frame can be averaged with."""
+
 
 class SampleConfig(DeviceConfig):
     """A prompt to a moving picture."""
@@ -68,6 +71,11 @@ class SampleConfig(DeviceConfig):
     """Several seeds, 0-15 or 3,8,21, at most 64: one result in which their videos stand side by side, for choosing;
     --from then makes one of them."""
 
+    steady: int | None = option(None, "Picture", ge=0, le=MOST_STEADY, metavar="FRAMES")
+    """Average each frame with so many before and after it, carried along the motion where it can be followed: less
+    flicker, a little less detail. Frames that were given by --image, and those in a .safetensors result, stay as they
+    are; 0 averages none. Not given: what suits the image model; none with --latents."""
+
     lora: tuple[Text, ...] = option((), "Model", metavar="FILE[:WEIGHT]")
     """LoRA for the image model, as diffusers or kohya's tools write them, with how much of it to add (default 1); may
     be given several times."""
@@ -92,8 +100,8 @@ class SampleConfig(DeviceConfig):
     """With --video: how far to go from it; 1 leaves nothing of it."""
 
     window: int | None = option(None, "Length", ge=2, le=1024)
-    """Frames denoised together. Longer videos are made of windows that overlap, with memory for one of them. Not given:
-    all frames are denoised together."""
+    """Frames denoised together. Longer videos are made of windows that overlap, with memory for one of them; a video
+    that is no longer is made in one piece. Not given: all frames are denoised together."""
 
     overlap: int | None = option(None, "Length", ge=1)
     """Frames that a window shares with the next, or with --loop its end with its beginning. Not given: a third of a

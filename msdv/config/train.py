@@ -135,6 +135,12 @@ class TrainConfig(DeviceConfig):
     clip: errors in motion count, errors in looks that all frames share do not (after MotionDirector, Zhao et al. 2023).
     1 is usual, 0 adds none. The held-out loss is without it."""
 
+    flicker_loss: float = option(0.0, "Training", ge=0, le=1000, metavar="WEIGHT")
+    """Add to the loss, so many times, the change of its error from each frame to the next: what flickers counts, what
+    is wrong in the same way all along does not. With --noise flow, under which next to nothing of the loss is flicker,
+    20 counts it about as much as all else; with independent noise 1 does. 0 adds none. The held-out loss is without
+    it."""
+
     offload_optim: bool = option(False, "Device")
     """Keep the optimizer's master weights and moments in the computer's memory instead of the graphics card's, and
     compute its steps there. Without --no-offload-optim, --vram may choose it too."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from msdv.data.flow import optical_flow, shrunk
+from msdv.data.flow import optical_flow, seen_from, shrunk
 from msdv.verdict import BETWEEN, GRID, MOVING, STILL, MotionNumbers, Reference, mean_numbers, verdict
 
 __all__ = ["Meter", "MotionNumbers", "Reference", "likeness", "make_reference", "measure", "verdict"]
@@ -30,10 +30,11 @@ PACE = 4
 """Frames over which it is seen how fast things get on."""
 COARSE = 4
 """Areas a side whose brightness flickers."""
+UNSEEN = 0.25
+"""Of 255, on average over a cell: where pictures differ by less nobody sees anything move, and what the search for flow
+makes of it is noise. Of rendered ground, which stands still, it made 0.04 pixels a frame, at night 0.1."""
 MOST_THUMBS = 128
 """Frames by which videos are compared."""
-_BACK = 0.5
-"""Pixels that there and back may miss by, and a twentieth of the way (Sundaram et al. 2010, section 4)."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -51,9 +52,9 @@ class _Trail:
             return {}
         forth, back = optical_flow(before, picture), optical_flow(picture, before)
         a, b = before.astype(np.float32), picture.astype(np.float32)
-        next_here, certain = _followed(b, forth, back)
-        earlier, self._back = self._back, _followed(a, back, forth)
-        found = {"length": np.linalg.norm(forth, axis=-1), "change": np.abs(b - a).mean(), "followed": certain.mean()}
+        next_here, certain = seen_from(b, forth, back)
+        earlier, self._back = self._back, seen_from(a, back, forth)
+        found = {"length": _lengths(forth, a, b), "change": np.abs(b - a).mean(), "followed": certain.mean()}
         if certain.any():
             found["warp_error"] = np.abs(next_here - a)[certain].mean()
         if earlier is not None and (both := certain & earlier[1]).any():
@@ -116,15 +117,15 @@ class Meter:
         if not found:
             return
         length = found.pop("length")
-        self._map += shrunk(length[..., None], GRID, GRID)[..., 0]
+        self._map += length
         self._changes.append(float(found.pop("change")))
         for name, value in {"flow": length.mean(), **found}.items():
             self._note(name, value)
 
     def _pace(self) -> np.ndarray:
         """How far things have gone in all the pictures at hand, a frame, by cells."""
-        length = np.linalg.norm(optical_flow(self._pictures[0], self._pictures[-1]), axis=-1)
-        return shrunk(length[..., None], GRID, GRID)[..., 0] / (len(self._pictures) - 1)
+        first, last = self._pictures[0], self._pictures[-1]
+        return _lengths(optical_flow(first, last), first, last) / (len(self._pictures) - 1)
 
     def _note(self, name: str, value: np.ndarray | float) -> None:
         self._sums.setdefault(name, []).append(float(value))
@@ -257,6 +258,14 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
     return max(0.0, float(one @ other) / size) if size > 1e-6 else 1.0
 
 
+def _lengths(flow: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Mean length of a flow (h, w, 2) between two pictures (h, w, 3), by cells; 0 where they hardly differ."""
+    change = np.abs(after.astype(np.float32) - before).mean(-1)
+    both = np.stack([np.linalg.norm(flow, axis=-1), change], -1)
+    length, seen = np.moveaxis(shrunk(both.astype(np.float32), GRID, GRID), -1, 0)
+    return np.where(seen < UNSEEN, 0.0, length)
+
+
 def _without_rows(thumbs: np.ndarray) -> np.ndarray:
     """Without the mean of each row: skies are bright above, whatever the clouds."""
     return np.asarray(thumbs - thumbs.mean(-1, keepdims=True))
@@ -274,21 +283,3 @@ def _scaled(frame: np.ndarray) -> np.ndarray:
         return frame
     size = max(SIDE, round(width * factor)), max(SIDE, round(height * factor))
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
-
-
-def _followed(picture: np.ndarray, flow: np.ndarray, back: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`picture` (h, w, 3) where `flow` (h, w, 2) leads, and where going `back` from there ends where it began."""
-    height, width = flow.shape[:2]
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    x, y = x + flow[..., 0], y + flow[..., 1]
-    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    left, top = (np.clip(np.floor(v), 0, most - 2).astype(np.intp) for v, most in ((x, width), (y, height)))
-    right_share, low_share = (np.clip(v - first, 0, 1)[..., None] for v, first in ((x, left), (y, top)))
-    both = np.concatenate([picture, back], -1).reshape(height * width, -1)
-    corner = top * width + left
-    above = both[corner] * (1 - right_share) + both[corner + 1] * right_share
-    below = both[corner + width] * (1 - right_share) + both[corner + width + 1] * right_share
-    there = above * (1 - low_share) + below * low_share
-    miss = np.linalg.norm(flow + there[..., 3:], axis=-1)
-    way = np.linalg.norm(flow, axis=-1) + np.linalg.norm(there[..., 3:], axis=-1)
-    return there[..., :3], inside & (miss < _BACK + way / 20)

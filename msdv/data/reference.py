@@ -69,7 +69,7 @@ def _drift(clip: Clip, size: int) -> float:
 
 
 def _key(clips: Sequence[Clip], frames: int, size: int, flip: bool) -> str:
-    key = hashlib.sha256(f"2 {frames} {size} {flip}".encode())
+    key = hashlib.sha256(f"3 {frames} {size} {flip}".encode())
     for clip in clips:
         for path in clip.files:
             stat = path.stat()

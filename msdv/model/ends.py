@@ -1,9 +1,10 @@
-"""The first and the last frame of a video: shown to the model twice, so that its convolutions over time don't see
-nothing there.
+"""The ends of a video: its first and last frame are shown to the model twice, so that its convolutions over time don't
+see nothing there, and where noise flows a few frames more are made around the video, and cut off.
 
 They pad with zeros, as the model of 2022 does. With nothing beside them these frames look unlike all others: in the
 built-in model's videos the first changed into the second, and the last but one into the last, by two and a half times
-as much as others did (docs/measurements.md).
+as much as others did (docs/measurements.md). A frame that is there twice does not move, though, and so what moves began
+slowly and stopped slowly: that is left to frames which nobody sees.
 """
 
 import torch
@@ -12,6 +13,14 @@ from torch import Tensor
 from msdv.config import Arch
 from msdv.model.diffusion import Prediction
 from msdv.model.windows import Length
+
+AROUND = 3
+"""Frames made before the first one, and after the last: there what moves gets going."""
+
+
+def frames_around(arch: Arch, length: Length, frames: int) -> int:
+    """How many to make at each end of a video of so many frames whose noise flows, and to cut off."""
+    return AROUND if has_ends(arch, length, frames) else 0
 
 
 def has_ends(arch: Arch, length: Length, frames: int) -> bool:

@@ -11,7 +11,7 @@ from msdv.errors import MsdvError
 from msdv.model.diffusion import TrainingSchedule, predict
 from msdv.model.given import frames_given, look
 from msdv.model.inflate import VideoUNet
-from msdv.model.objective import training_loss
+from msdv.model.objective import flicker, training_loss
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class HeldOutLoss:
     """With the temporal layers."""
     off: float
     """Without them: the image model, frame by frame."""
+    flicker_on: float
+    """Mean squared change of the error from each frame to the next, with the temporal layers. Under noise that flows it
+    is nearly all that they can lower: frames that look alike tell each other little else."""
+    flicker_off: float
+    """Without them."""
     noise: str
     """`independent`, `flow` or `shared`: the noise it was measured with."""
     clips: int
@@ -48,17 +53,27 @@ class HeldOutLoss:
         """How much lower the loss is with the temporal layers, as a share of the loss without."""
         return 1 - self.on / self.off if self.off else 0.0
 
+    @property
+    def steadiness(self) -> float:
+        """The same of the flicker."""
+        return 1 - self.flicker_on / self.flicker_off if self.flicker_off else 0.0
+
     def as_dict(self) -> dict[str, float | int | str]:
         """For metrics and JSON."""
-        return {**asdict(self), "gain": self.gain}
+        return {**asdict(self), "gain": self.gain, "steadiness": self.steadiness}
 
     def __str__(self) -> str:
         clips = f"{self.clips} clip" + ("" if self.clips == 1 else "s")
         layers = "temporal layers and LoRA" if self.lora else "temporal layers"
         return (
             f"loss on {clips}, {self.name}: {self.on:.4f} with {layers}, "
-            f"{self.off:.4f} without: {abs(self.gain):.1%} {'lower' if self.gain >= 0 else 'higher'}"
+            f"{self.off:.4f} without: {_lower_by(self.gain)}; "
+            f"its flicker {self.flicker_on:.4f}, {self.flicker_off:.4f} without: {_lower_by(self.steadiness)}"
         )
+
+
+def _lower_by(share: float) -> str:
+    return f"{abs(share):.1%} {'lower' if share >= 0 else 'higher'}"
 
 
 @torch.no_grad()
@@ -71,18 +86,18 @@ def held_out_loss(
     noise_kind: str,
     blank: Tensor | None = None,
     condition: str = "none",
-    known_off: float | None = None,
+    known: HeldOutLoss | None = None,
 ) -> HeldOutLoss:
     """Measure on items (latents (1, 4, f, h, w), text (1, n, d), noise like the latents), each at `levels` noise levels
     spread evenly over the schedule, shifted from clip to clip so that together they cover it. `condition`: the model is
     shown the first frame of each, or its keyframes, and the loss is on the others. Inpainting models need `blank`, the
-    latents (1, 4, h, w) of a grey picture. `known_off` is the loss without temporal layers where it was measured on the
-    same items before: training does not change it.
+    latents (1, 4, h, w) of a grey picture. `known` was measured on the same items before: what the
+    model does without temporal layers is taken from it, as training does not change that.
 
     Raises MsdvError if a loss is not finite.
     """
     device = next(model.parameters()).device
-    on, off, clips = 0.0, 0.0, 0
+    sums, clips = torch.zeros(2, 2, dtype=torch.float64), 0
     for clips, (latents, text, noise) in enumerate(items, start=1):
         latents, text, noise = (t.to(device) for t in (latents, text, noise))
         given = frames_given(condition, latents.shape[2])[None]
@@ -94,17 +109,29 @@ def held_out_loss(
             noisy = schedule.add_noise(latents, noise, timestep)
             target = schedule.target(latents, noise, timestep)
             seen = look(noisy, timestep, latents, given, blank)
-            on += _error(model, seen, text, target, some)
-            if known_off is not None:
+            sums[0] += _error(model, seen, text, target, some)
+            if known is not None:
                 continue
             with model.temporal_layers_off():
-                off += _error(model, seen, text, target, some)
+                sums[1] += _error(model, seen, text, target, some)
     count = max(1, clips * levels)
-    off = off / count if known_off is None else known_off
-    if not math.isfinite(on + off):
-        layers = "without temporal layers" if not math.isfinite(off) else "with the temporal layers"
+    on, off = (sums / count).tolist()
+    if known is not None:
+        off = [known.off, known.flicker_off]
+    if not all(map(math.isfinite, [*on, *off])):
+        layers = "with the temporal layers" if all(map(math.isfinite, off)) else "without temporal layers"
         raise MsdvError(f"the loss on held-out clips is not finite {layers}: try --bf16, or no --fp16")
-    return HeldOutLoss(on / count, off, noise_kind, clips, levels, condition, bool(model.lora_parameters()))
+    return HeldOutLoss(
+        on=on[0],
+        off=off[0],
+        flicker_on=on[1],
+        flicker_off=off[1],
+        noise=noise_kind,
+        clips=clips,
+        levels=levels,
+        given=condition,
+        lora=bool(model.lora_parameters()),
+    )
 
 
 def _error(
@@ -113,6 +140,11 @@ def _error(
     text: Tensor,
     target: Tensor,
     given: Tensor | None,
-) -> float:
+) -> Tensor:
+    """(2,) Loss and flicker."""
     latents, timesteps, condition = seen
-    return training_loss(predict(model, latents, timesteps, text, condition), target, given=given).item()
+    prediction = predict(model, latents, timesteps, text, condition)
+    error = prediction - target
+    if given is not None:
+        error = error.masked_fill(given[:, None, :, None, None], 0.0)
+    return torch.stack([training_loss(prediction, target, given=given), flicker(error, given).mean()]).cpu()

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from msdv.config import SchedulerName
+from msdv.config.sample import MOST_STEADY
 from msdv.errors import MsdvError
 from msdv.model.parts import SUPPORTED, Part, Parts, SamplingDefaults, check_unet
 from msdv.model.tensors import TensorFile, read_json
@@ -191,9 +192,12 @@ def plain_blocks(config: Mapping[str, Any]) -> dict[str, Any]:
 def _read_sampling(path: Path) -> SamplingDefaults:
     values = read_json(path)
     try:
-        sampling = SamplingDefaults(values["scheduler"], int(values["steps"]), float(values["guidance"]))
-    except (KeyError, TypeError, ValueError) as error:
+        steady = int(values.get("steady", 0))  # folders of before it could be said have none
+        sampling = SamplingDefaults(values["scheduler"], int(values["steps"]), float(values["guidance"]), steady)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise MsdvError(f"{path} is damaged (no scheduler, steps and guidance): take another copy") from error
+    if not 0 <= steady <= MOST_STEADY:
+        raise MsdvError(f"{path} says steady {steady}: take another copy, or a number from 0 to {MOST_STEADY}")
     if sampling.scheduler not in get_args(SchedulerName):
         raise MsdvError(
             f"{path} names an unknown scheduler, {sampling.scheduler}: take one of {get_args(SchedulerName)}"

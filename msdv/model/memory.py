@@ -73,6 +73,7 @@ class Job:
     """In sampling: every how many-th step computes the deep layers."""
     min_snr: float | None = None
     temporal_loss: float = 0.0
+    flicker_loss: float = 0.0
     lora_rank: int = 0
     """In training: of the LoRA trained beside the temporal layers; 0 for none."""
     given: bool = False
@@ -364,7 +365,7 @@ def train_step(
     after_forward: Callable[[], None] = lambda: None,
 ) -> None:
     """The training loop's own step, on zeros of the job's shapes."""
-    objective = Objective(TrainingSchedule({}), job.min_snr, job.temporal_loss)
+    objective = Objective(TrainingSchedule({}), job.min_snr, job.temporal_loss, job.flicker_loss)
 
     def loss(_: int) -> Tensor:
         batch = _batch(job, next(model.parameters()).device)

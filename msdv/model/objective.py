@@ -109,6 +109,7 @@ def training_loss(
     *,
     weight: Tensor | None = None,
     temporal_loss: float = 0.0,
+    flicker_loss: float = 0.0,
     anchor: Tensor | None = None,
     given: Tensor | None = None,
 ) -> Tensor:
@@ -119,9 +120,11 @@ def training_loss(
     weight (b,): how much each clip counts. With `temporal_loss`, so many times the mean squared error of the
     differences between each frame and the clip's frame `anchor` (b,) is added: an error that all frames have in common,
     such as one in looks, adds nothing to it. After the appearance-debiased loss of MotionDirector (Zhao et al. 2023,
-    2310.08465), which subtracts the frame from sqrt(2) times each other and so still counts such errors a little.
+    2310.08465), which subtracts the frame from sqrt(2) times each other and so still counts such errors a little. With
+    `flicker_loss`, so many times the mean squared change of the error from each frame to the next is added. Both leave
+    the best prediction what it is, the mean of all clips that may have been meant: they say which errors to mend first.
     """
-    if weight is None and not temporal_loss and given is None:
+    if weight is None and not temporal_loss and not flicker_loss and given is None:
         return mse_loss(prediction, target)
     error = prediction - target
     if given is not None:  # in them there is no error
@@ -132,7 +135,15 @@ def training_loss(
         clips = torch.arange(len(error), device=error.device)
         at_anchor = error[clips, :, anchor].unsqueeze(2)  # (b, c, 1, h, w)
         loss = loss + temporal_loss * _mean_of_clips((error - at_anchor).square(), given)
+    if flicker_loss:
+        loss = loss + flicker_loss * flicker(error, given)
     return (loss if weight is None else weight * loss).mean()
+
+
+def flicker(error: Tensor, given: Tensor | None = None) -> Tensor:
+    """Mean squared change (b,) of errors (b, c, f, h, w), f at least 2, from each frame to the next; not
+    between frames that are both given (b, f)."""
+    return _mean_of_clips(error.diff(dim=2).square(), None if given is None else given[:, 1:] & given[:, :-1])
 
 
 def _mean_of_clips(errors: Tensor, given: Tensor | None) -> Tensor:

@@ -15,11 +15,13 @@ SUPPORTED = "msdv works with Stable Diffusion 1.x and 2.x"
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """How a base model is best sampled when nothing is asked: denoising method, steps, guidance scale."""
+    """How a base model is best sampled when nothing is asked: denoising method, steps, guidance scale, and how many
+    neighbours on each side a frame is averaged with (data/steady.py)."""
 
     scheduler: SchedulerName = "dpmpp-2m"
     steps: int = 25
     guidance: float = 7.5
+    steady: int = 0
 
 
 @dataclass

@@ -56,9 +56,11 @@ class Preview:
         """For the progress bar."""
         return "" if self.path is None else f"preview: {self.path}"
 
-    def watch(self, prediction: Prediction, base: Base, schedule: TrainingSchedule, steps: int) -> Prediction:
+    def watch(
+        self, prediction: Prediction, base: Base, schedule: TrainingSchedule, steps: int, around: int = 0
+    ) -> Prediction:
         """The same prediction, shown each time that it is asked for in one of the steps that are to be shown. It must
-        be asked for all frames of the video together."""
+        be asked for all frames of the video together, and `around` more at each end that are not shown."""
         if self.path is None:
             return prediction
         path = self.path
@@ -68,7 +70,8 @@ class Preview:
             nonlocal calls
             predicted = prediction(latents, timestep, frames)
             if calls % every == 0:
-                chosen = torch.linspace(0, len(frames) - 1, min(MOST_FRAMES, len(frames))).round().long()
+                count = len(frames) - 2 * around
+                chosen = torch.linspace(around, around + count - 1, min(MOST_FRAMES, count)).round().long()
                 chosen = chosen.to(latents.device)
                 clean = schedule.clean(latents[:, :, chosen], predicted[:, :, chosen], timestep)
                 clean = clean[0].transpose(0, 1)

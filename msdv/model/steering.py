@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from msdv.config.motion import Auto, Drift, Zoom, motion_terms
+from msdv.config.motion import AT_REST, Auto, Drift, Zoom, motion_terms
 from msdv.model.particles import CELL
 from msdv.verdict import STATIC_FLOW, MotionNumbers, Reference, verdict
 from msdv.weights import Motion
 
-AT_REST = 0.05
-"""Pixels a frame: a clip that moves less stands still."""
 _STANDS, _MOVES = 0.1, 0.2
 """Of the speed of the fastest place: what is slower stands still, what is faster moves as measured."""
 GAINS = (0.67, 2.0)
@@ -111,7 +109,8 @@ def flow_for(
     usual = torch.nn.functional.interpolate(usual[None], size=size, mode="bilinear", align_corners=False)[0]
     fastest = usual.norm(dim=0).max()
     flow, used = torch.zeros(2, *size), []
-    for term, text in zip(motion_terms(wish) or [], wish.split("+"), strict=False):
+    terms = motion_terms(wish) or []
+    for term, text in zip(terms, wish.split("+") if terms else [], strict=True):
         if isinstance(term, Zoom):
             flow += _growing(*size) * (term.percent / 100)
             used.append(f"zoom:{term.percent:g}")
@@ -126,7 +125,7 @@ def flow_for(
             left = _to_the_left(prompt, motion.left, generator)
             flow += mirror(usual) if left else usual
             sideways = usual[0].sum() > 0.5 * usual.norm(dim=0).sum()
-            used.append(f"{('right', 'left')[left] if sideways else 'auto'}:{fastest:.3g}")
+            used.append(f"{('right', 'left')[left]}:{fastest:.3g}" if sideways else "auto")
     return (flow * motion.gain)[None, None], "+".join(used)
 
 

@@ -20,6 +20,7 @@ class Objective:
     schedule: TrainingSchedule
     min_snr: float | None = None
     temporal_loss: float = 0.0
+    flicker_loss: float = 0.0
 
     def loss(
         self,
@@ -51,7 +52,13 @@ class Objective:
             counted = None if given is None else given.to(latents.device)
         prediction = predict(model, noisy, timesteps, text, condition)
         return training_loss(
-            prediction, target, weight=weight, temporal_loss=self.temporal_loss, anchor=anchor, given=counted
+            prediction,
+            target,
+            weight=weight,
+            temporal_loss=self.temporal_loss,
+            flicker_loss=self.flicker_loss,
+            anchor=anchor,
+            given=counted,
         )
 
 

@@ -115,4 +115,8 @@ def length_of(config: SampleConfig) -> Length:
         raise UsageError("--loop: a video that goes on with another can't lead back into itself: leave --continue out")
     if overlap is None:
         overlap = LOOP_OVERLAP if window is None else max(1, window // 3)
-    return ALL_TOGETHER if window is None and not config.loop else Length(window, overlap, config.loop)
+    # One window is none, however many frames are made around the video (see ends.py).
+    one = window is None or (window >= config.frames and config.continue_from is None)
+    if config.loop or not one:
+        return Length(window, overlap, config.loop)
+    return ALL_TOGETHER if window is None else Length(None, overlap)

@@ -1,21 +1,39 @@
 """From latents to the file that people see: decoded a few frames at a time, and written as they come."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from msdv.config import Dither
 from msdv.console import progress
 from msdv.data.start import Footage
+from msdv.data.steady import steadied
 from msdv.data.tensors import write_tensors
 from msdv.data.video import output_format, write_video
 from msdv.model.base import Base
 from msdv.sampling.grid import grid_size, side_by_side
 from msdv.sampling.moving import Watch
+
+
+@dataclass(frozen=True)
+class Steadying:
+    """How frames are averaged with their neighbours."""
+
+    reach: int = 0
+    """Neighbours on each side."""
+    keep: frozenset[int] = frozenset()
+    """Frames that stay as they are."""
+    loop: bool = False
+    """Whether the last frame's neighbour is the first."""
+
+
+_AS_THEY_COME = Steadying()
 
 
 def write_result(
@@ -29,10 +47,12 @@ def write_result(
     labels: Sequence[str] = (),
     before: Footage | None = None,
     watch: Watch | None = None,
+    steadying: Steadying = _AS_THEY_COME,
 ) -> None:
     """Decode latents (n, 4, f, h, w), n videos that are to stand side by side, and write them as what the suffix of
     `out` says, whole or not at all. `labels`, one a video, stand above them where the result is for eyes.
     `before` is a video whose frames come first, if it is one that is written. `watch` sees the frames that are new.
+    Frames that are written as numbers are not steadied.
 
     Raises:
         MsdvError: when the pictures are not finite.
@@ -64,7 +84,7 @@ def write_result(
             shape = count, *size
             write_tensors(out, parts, shape, latents.float().cpu().numpy(), metadata)
         else:
-            videos = _watched([decoded_frames(base, video[None]) for video in latents], watch)
+            videos = _watched([decoded_frames(base, video[None], steadying) for video in latents], watch)
             frames = side_by_side(videos, labels) if labels else chain(earlier, videos[0])
             write_video(out, shown(frames), fps=fps, metadata=metadata, dither=dither)
 
@@ -78,7 +98,13 @@ def _each(passes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         yield from part
 
 
-def decoded_frames(base: Base, latents: Tensor) -> Iterator[np.ndarray]:
+def decoded_frames(base: Base, latents: Tensor, steadying: Steadying = _AS_THEY_COME) -> Iterator[np.ndarray]:
     """Frames (8h, 8w, 3), uint8, of latents (1, 4, f, h, w), few of them in memory at a time."""
-    for part in base.decode_passes(latents[0].transpose(0, 1)):
-        yield from part.numpy()
+    video = latents[0].transpose(0, 1)
+    count, keep, turned = len(video), steadying.keep, 0
+    if steadying.loop and steadying.reach:  # around the ends once more, for the neighbours there
+        turned = min(steadying.reach, count - 1)
+        video = torch.cat([video[-turned:], video, video[:turned]])
+        keep = frozenset(index + turned for index in keep)
+    frames = steadied(_each(part.numpy() for part in base.decode_passes(video)), steadying.reach, keep)
+    yield from islice(frames, turned, turned + count) if turned else frames

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ from msdv.sampling.load import load_models
 from msdv.sampling.moving import MotionReport, Watch, borders_of
 from msdv.sampling.noise import draw_noise, read_latents
 from msdv.sampling.repeat import hash_inputs
-from msdv.sampling.results import write_result
+from msdv.sampling.results import Steadying, write_result
 from msdv.sampling.shots import is_finished, parse_seeds
 from msdv.sampling.source import SourceVideo
 from msdv.sampling.starting import TextAt, passes_of, read_start
-from msdv.sampling.steering import Steering
+from msdv.sampling.steering import Steering, around_video, flow_around
 from msdv.weights import load_temporal
 
 _NOT_OF_THE_VIDEO = {"out", "overwrite", "plan", "json_output", "report"}
@@ -76,12 +77,15 @@ class Sampler:
         self.frames = lead + config.frames
         """Frames to denoise: those of --continue too that the model is shown."""
         self.passes = passes_of(config, self.metadata, self.frames)
-        together = self.passes.most_together if self.passes else self.frames
+        self.around = around_video(config, self.metadata, self.model.arch, self.passes)  # and cut off again
+        together = self.passes.most_together if self.passes else self.frames + 2 * self.around
         check_frames(length_of(config).together(together), self.model.arch)
         defaults = self.base.sampling
         self.scheduler = config.scheduler or defaults.scheduler
         self.steps = config.steps or defaults.steps
         self.guidance = defaults.guidance if config.guidance is None else config.guidance
+        usual = defaults.steady if self._noise is None else 0
+        self.steady = usual if config.steady is None else config.steady
         job = Job(
             Architecture(self.base.name, self.base.unet_config, self.base.vae_config),
             frames=together,
@@ -173,6 +177,7 @@ class Sampler:
                     labels=labels,
                     before=self._start.footage,
                     watch=watch,
+                    steadying=self.steadying(config),
                 )
         if watch is not None:
             self.report.add(watch, [f"seed {label}" for label in labels] or [config.out.name])
@@ -180,8 +185,19 @@ class Sampler:
             write_beside(config.out, "sample", resolved)
         self.say_notes()
 
+    def steadying(self, config: SampleConfig) -> Steadying:
+        """How the frames of a video are averaged with their neighbours: not those that were given."""
+        given = self._known.given
+        keep = () if given is None else torch.nonzero(given.which[self._known.lead :]).flatten().tolist()
+        return Steadying(self.steady, frozenset(keep), config.loop)
+
     def _borders(self, config: SampleConfig) -> set[int]:
-        return borders_of(length_of(config), self.passes, self.frames, self._known.lead)
+        return borders_of(length_of(config), self.passes, self.frames + 2 * self.around, self._before_result)
+
+    @property
+    def _before_result(self) -> int:
+        """Frames that are denoised before the first one of the result."""
+        return self._known.lead + self.around
 
     def denoise(self, config: SampleConfig, preview: Preview) -> tuple[Tensor, str]:
         """Latents (1, 4, f, h, w) of one video, and how its noise moves, in words."""
@@ -190,6 +206,8 @@ class Sampler:
         if self._noise is None:
             steered = self._steering.draw(config, generator)  # once: all passes move alike
             motion = steered.used
+            if steered.flow is not None:
+                steered = replace(steered, flow=flow_around(steered.flow, self.frames, self.around))
         windows = len(passes.windows) if passes else 1
         with progress("step") as bar:
             follow = self._followed(config)
@@ -206,10 +224,10 @@ class Sampler:
                 )
 
             if passes is None:
-                latents = make(torch.arange(self.frames), 1, known.given)
+                latents = make(torch.arange(self.frames + 2 * self.around), 1, known.given)
             else:
                 latents = make_by_keyframes(make, passes, known.given, self.height, self.width)
-        return latents[:, :, known.lead :], motion
+        return latents[:, :, self._before_result :][:, :, : self.frames - known.lead], motion
 
     def _denoise(
         self,
@@ -224,8 +242,8 @@ class Sampler:
         """From noise (1, 4, n, h, w) to latents, of the frames at `positions` (n,), of which some may be given."""
         length = length_of(config)
         text = text_of(config, self.embedding)
-        if self.passes or self._known.lead:
-            text = TextAt(text, (positions - self._known.lead).clamp(0, config.frames - 1))
+        if self.passes or self._before_result:
+            text = TextAt(text, (positions - self._before_result).clamp(0, config.frames - 1))
         given = None if given is None else given.to(self.device)
         condition, shown = self._known.shown(given, len(positions))
         guided = Guided(
@@ -243,7 +261,7 @@ class Sampler:
         shown_twice = with_ends(guided, self.model.arch, length, len(positions)) if self._noise is None else guided
         prediction = windowed(shown_twice, length, len(positions))
         latents = denoise(
-            preview.watch(prediction, self.base, TrainingSchedule(schedule), self.steps),
+            preview.watch(prediction, self.base, TrainingSchedule(schedule), self.steps, self.around),
             noise.to(self.device),
             scheduler=make_scheduler(self.scheduler, schedule),
             steps=self.steps,
@@ -272,6 +290,7 @@ class Sampler:
                 "scheduler": self.scheduler,
                 "steps": self.steps,
                 "guidance": self.guidance,
+                "steady": self.steady,
                 "overlap": length_of(config).overlap if config.window or config.loop else None,
                 "chunk_frames": self.memory.chunk_frames,
                 "stream_weights": self.memory.stream_weights,

@@ -105,7 +105,8 @@ def is_finished(out: Path, settings: Mapping[str, Any], overwrite: bool) -> bool
     except MsdvError:
         found = {}
     keys = (settings if "tool" not in settings else {**found, **settings}).keys() - _CIRCUMSTANCES
-    other = sorted(key for key in keys if _value(found, key) != _value(settings, key))
+    changed = (key for key in keys if _value(found, key) != _value(settings, key))
+    other = sorted(changed, key=lambda key: (key == "inputs", key))  # the files' names say more than what is in them
     if not other:
         return True
     if overwrite:
@@ -130,6 +131,8 @@ def _difference(key: str, found: Mapping[str, Any]) -> str:
         return "other temporal layers"
     if key == "base_hash":
         return "another image model"
+    if key == "inputs":
+        return "files of the same names that have changed since"
     name = "PROMPT" if key == "prompt" else "--" + key.replace("_", "-")
     return f"{name} {shortened(str(found[key]))}" if key in found else f"another {name}"
 

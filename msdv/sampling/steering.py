@@ -10,15 +10,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from msdv.config import SampleConfig
+from msdv.config import Arch, SampleConfig
 from msdv.config.motion import motion_file
 from msdv.console import progress, say
 from msdv.data.flow import coarse_flows, shrunk, size_for_flow
 from msdv.data.start import Footage, covering, read_picture
 from msdv.errors import MsdvError, UsageError
+from msdv.model.ends import frames_around
+from msdv.model.keyframes import Passes
 from msdv.model.particles import CELL
 from msdv.model.steering import GRID, flow_for
+from msdv.model.windows import length_of
 from msdv.weights import TemporalMetadata
+
+_MUCH_FASTER = 3.0
+"""Times the fastest place of the training clips: what is asked to go faster, the layers know little of."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,30 @@ class Steered:
     """See `partly_shared_noise`."""
 
 
+def noise_flows(config: SampleConfig, metadata: TemporalMetadata | None) -> bool:
+    """Whether the noise of a video is to flow: where it is asked for, and where the layers are used to it."""
+    if config.motion != "auto":
+        return config.motion != "none"
+    return bool(metadata and metadata.motion and not metadata.shared_noise)
+
+
+def around_video(config: SampleConfig, metadata: TemporalMetadata | None, arch: Arch, passes: Passes | None) -> int:
+    """Frames to make at each end of a video beside its own, and to cut off: none where some of it is given."""
+    given = (config.image, config.continue_from, config.video, config.latents, passes)
+    if any(given) or not noise_flows(config, metadata):
+        return 0
+    return frames_around(arch, length_of(config), config.frames)
+
+
+def flow_around(flow: Tensor, frames: int, around: int) -> Tensor:
+    """The flow (1, n, 2, h, w) of a video of so many frames with `around` more at each end, which move as those beside
+    them. A flow of fewer steps than the video begins again, as `carried_noise` does."""
+    if not around or flow.shape[1] == 1:
+        return flow
+    steps = torch.arange(-around, frames - 1 + around).clamp(0, max(0, frames - 2))
+    return flow[:, steps % flow.shape[1]]
+
+
 class Steering:
     """The noise of videos of one size, by --motion and --still."""
 
@@ -49,7 +79,7 @@ class Steering:
         self._size = height, width
         self._motion = metadata.motion if metadata else None
         self._shared = metadata.shared_noise if metadata and config.motion == "auto" else 0.0
-        self._flows = config.motion != "none" and (config.motion != "auto" or (bool(self._motion) and not self._shared))
+        self._flows = noise_flows(config, metadata)
         if self._motion is None and (self._flows or config.still):
             option = f"--motion {config.motion}" if self._flows else f"--still {config.still}"
             if metadata and metadata.noise == "flow":
@@ -64,6 +94,7 @@ class Steering:
         file = motion_file(config.motion)
         self._of_video = flow_of_video(file, height, width, frames) if file else None
         self._moves = 1 - _read_still(config.still, height, width) if config.still else None
+        self._warned = False
 
     def draw(self, config: SampleConfig, generator: torch.Generator) -> Steered:
         """How the noise of one video moves; `config` has its prompt."""
@@ -77,7 +108,20 @@ class Steering:
             flow, used = flow_for(self._motion, config.motion, config.prompt, *self._size, generator)
         if self._moves is not None:
             flow = flow * self._moves
+        self._compare_speed(config.motion, flow)
         return Steered(used, flow, self._motion.share)
+
+    def _compare_speed(self, wish: str, flow: Tensor) -> None:
+        """Say, once, if the wish is much faster than the clips."""
+        assert self._motion is not None
+        known = torch.tensor(self._motion.field).norm(dim=-1).max().item() * self._size[1] * CELL
+        asked = flow.float().norm(dim=2).max().item() / self._motion.gain
+        if asked > _MUCH_FASTER * known and not self._warned:
+            self._warned = True
+            say(
+                f"--motion {wish} goes {asked:.2g} pixels a frame, the training clips {known:.2g}: "
+                "what is so much faster than they are may flicker"
+            )
 
 
 def check_steering(config: SampleConfig) -> None:

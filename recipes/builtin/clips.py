@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,10 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from msdv.config import SampleConfig
+from msdv.config import PrepConfig, SampleConfig
+from msdv.data.clips import find_clips, read_frames
+from msdv.data.prepare import prepare
 from msdv.data.synthetic import Sky, render, sample_sky
+from msdv.data.video import write_video
 from msdv.model.base import Base, load_base
 from msdv.model.preview import Preview
+from msdv.sampling.results import decoded_frames
 from msdv.sampling.sampler import Sampler
 
 FPS = 5.0  # of the clips that the temporal layers are trained on
@@ -88,6 +93,19 @@ def through_autoencoder(base: Base, frames: np.ndarray) -> np.ndarray:
     return base.decode_latents(base.encode_frames(pictures))
 
 
+def as_prepared(several: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The same clips as a training gets them: out of a video file, through `msdv prep`."""
+    with tempfile.TemporaryDirectory() as temporary:
+        videos, frames = Path(temporary, "videos"), Path(temporary, "frames")
+        videos.mkdir()
+        for index, clip in enumerate(several):
+            write_video(videos / f"{index:03d}.mp4", clip, fps=FPS)
+        values = {"videos": videos, "frames": frames, "size": SIZE, "trim_start": 0, "trim_end": 0, "workers": 1}
+        prepare(PrepConfig.model_validate(values))
+        clips, _ = find_clips(frames, 2)
+        return [read_frames(clip.files, SIZE) for clip in clips]
+
+
 def sample_clips(model: Model, wishes: Sequence[Wish], processes: int) -> Iterator[Made]:
     """A clip of each wish, in order; the models are loaded once a process and length."""
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
@@ -123,8 +141,9 @@ def _make(wish: Wish) -> Made:
         sampler.encode_texts([config.model_copy(update={"prompt": prompt}) for prompt in _PROMPTS])
     sampler = _SAMPLERS[wish.frames]
     started = time.process_time()
-    latents = sampler.denoise(_config(wish), Preview(None))[0]
-    frames = sampler.base.decode_latents(latents[0].transpose(0, 1))
+    config = _config(wish)
+    latents = sampler.denoise(config, Preview(None))[0]
+    frames = np.stack(list(decoded_frames(sampler.base, latents, sampler.steadying(config))))
     return Made(frames, time.process_time() - started, _peak())
 
 

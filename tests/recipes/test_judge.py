@@ -49,8 +49,8 @@ def test_the_table_compares_models_and_counts_what_was_missed(scripts: Any) -> N
     one = judge.Judged("one", [judge.Row("ground by sky", "below 0.1", 0.05, 0.03, 0.06, good=True)])
     two = judge.Judged("two", [judge.Row("ground by sky", "below 0.1", 0.2, good=False), judge.Row("speed", "", 1.5)])
     table = judge.make_table([one, two]).splitlines()
-    assert table[2] == "| ground by sky | below 0.1 | 0.03 | 0.06 | 0.05 ✓ | 0.2 ✗ |"
-    assert table[3] == "| speed |  |  |  |  | 1.5 |"
+    assert table[2] == "| ground by sky | below 0.1 | 0.03 |  | 0.06 | 0.05 ✓ | 0.2 ✗ |"
+    assert table[3] == "| speed |  |  |  |  |  | 1.5 |"
     assert table[-2:] == ["one: 0 targets missed", "two: 1 targets missed"]
 
 

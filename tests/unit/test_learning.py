@@ -21,7 +21,14 @@ from msdv.train import train
 from msdv.training import Training
 from msdv.weights import read_metadata
 
-LEARNING = {"offset_noise": 0.2, "temporal_loss": 1.0, "shared_noise": 1.0, "ema": 0.9, "schedule": "constant"}
+LEARNING = {
+    "offset_noise": 0.2,
+    "temporal_loss": 1.0,
+    "flicker_loss": 2.0,
+    "shared_noise": 1.0,
+    "ema": 0.9,
+    "schedule": "constant",
+}
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +138,12 @@ def test_each_option_changes_what_is_learned(tiny_base: Path, sky_frames: Path, 
         return first
 
     plain = losses()
-    for name, value in (("offset_noise", 0.3), ("temporal_loss", 1.0), ("shared_noise", 1.0), ("min_snr", 1.0)):
+    options = {"offset_noise": 0.3, "temporal_loss": 1.0, "flicker_loss": 1.0, "shared_noise": 1.0, "min_snr": 1.0}
+    for name, value in options.items():
         changed = losses(**{name: value})
         assert changed != plain, name
         assert losses(**{name: value, "seed": 1}) != changed, name
-        if name == "temporal_loss":
+        if name in ("temporal_loss", "flicker_loss"):
             assert all(more > less for more, less in zip(changed, plain, strict=True))
         if name == "min_snr":
             assert all(less <= more for less, more in zip(changed, plain, strict=True))

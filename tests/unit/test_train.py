@@ -193,12 +193,12 @@ def test_a_sample_that_fails_does_not_end_the_training(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    import msdv.training
+    import msdv.samples
 
     def fails(*_: object, **__: object) -> None:
         raise MsdvError("the denoised latents are not finite")
 
-    monkeypatch.setattr(msdv.training, "denoise", fails)
+    monkeypatch.setattr(msdv.samples, "denoise", fails)
     report = train(settings(tiny_base, sky_frames, tmp_path / "run", steps=2, sample_every=1))
     assert report.run.weights.is_file()
     assert "no sample at step 1: the denoised latents are not finite" in capfd.readouterr().err

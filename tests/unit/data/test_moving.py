@@ -33,7 +33,7 @@ def test_flow_is_that_of_the_wind(videos):
 
 def test_pace_is_that_of_the_wind_though_detail_jumps(videos):
     truth = measure(videos[0]).flow
-    assert measure(videos[0]).pace == pytest.approx(truth, rel=0.05)
+    assert measure(videos[0]).pace == pytest.approx(truth, rel=0.1)
     jumps = videos[0][(np.arange(FRAMES) // 2) * 2]  # every second frame shows what the one before it did
     assert measure(jumps).pace == pytest.approx(truth, rel=0.1)
 

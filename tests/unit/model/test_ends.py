@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from msdv.model.ends import frames_seen, with_ends
+from msdv.model.ends import AROUND, frames_around, frames_seen, with_ends
 from msdv.model.layers import TemporalConv
 from msdv.model.windows import ALL_TOGETHER, Length, windowed
 
@@ -71,3 +71,11 @@ def test_a_convolution_over_time_sees_no_end() -> None:
         shown = with_ends(convolve, "pseudo3d", ALL_TOGETHER, 6)(still, now, index)
     assert (plain[:, :, 0] - plain[:, :, 1]).abs().max() > 0.1
     torch.testing.assert_close(shown, shown[:, :, :1].expand_as(shown), atol=1e-5, rtol=1e-5)
+
+
+def test_only_what_has_ends_is_made_with_more_around_it() -> None:
+    assert frames_around("pseudo3d", ALL_TOGETHER, 25) == AROUND
+    assert frames_around("pseudo3d", Length(8, 2), 25) == AROUND
+    assert frames_around("pseudo3d", Length(None, 3, loop=True), 25) == 0
+    assert frames_around("pseudo3d", ALL_TOGETHER, 1) == 0
+    assert frames_around("motion-module", ALL_TOGETHER, 25) == 0

@@ -7,6 +7,7 @@ from msdv.errors import MsdvError
 from msdv.model.diffusion import TrainingSchedule
 from msdv.model.evaluation import HeldOutLoss, held_out_loss
 from msdv.model.inflate import inflate
+from msdv.model.objective import flicker
 from tests.tiny import SCHEDULER, tiny_unet
 
 
@@ -28,13 +29,15 @@ def test_untrained_layers_change_nothing_and_ruined_ones_are_seen() -> None:
     clips = items(3)
     result = held_out_loss(model, schedule, iter(clips), levels=4, noise_kind="independent")
     assert result.on == pytest.approx(result.off, rel=1e-4)
+    assert result.flicker_on == pytest.approx(result.flicker_off, rel=1e-4)
     assert (result.clips, result.levels) == (3, 4)
     with torch.no_grad():
         model.unet.conv_out.temporal_conv.weight.mul_(3)
     ruined = held_out_loss(model, schedule, iter(clips), levels=4, noise_kind="independent")
-    assert ruined.off == result.off
+    assert (ruined.off, ruined.flicker_off) == (result.off, result.flicker_off)
     assert ruined.gain < 0
-    known = held_out_loss(model, schedule, iter(clips), levels=4, noise_kind="independent", known_off=result.off)
+    assert ruined.steadiness < 0
+    known = held_out_loss(model, schedule, iter(clips), levels=4, noise_kind="independent", known=result)
     assert known == ruined
 
 
@@ -69,7 +72,16 @@ def test_the_same_noise_levels_are_looked_at_each_time_and_cover_the_schedule(mo
 
 
 def test_the_result_in_words_and_numbers() -> None:
-    loss = HeldOutLoss(on=0.75, off=1.0, noise="flow", clips=3, levels=4)
+    loss = HeldOutLoss(on=0.75, off=1.0, flicker_on=0.03, flicker_off=0.02, noise="flow", clips=3, levels=4)
     assert loss.gain == 0.25
-    assert str(loss) == "loss on 3 clips, flow noise: 0.7500 with temporal layers, 1.0000 without: 25.0% lower"
+    assert str(loss) == (
+        "loss on 3 clips, flow noise: 0.7500 with temporal layers, 1.0000 without: 25.0% lower; "
+        "its flicker 0.0300, 0.0200 without: 50.0% higher"
+    )
     assert loss.as_dict()["gain"] == 0.25
+
+
+def test_flicker_is_what_changes_from_frame_to_frame() -> None:
+    error = torch.tensor([2.0, 2.0, 5.0]).view(1, 1, 3, 1, 1)
+    assert flicker(error).tolist() == [4.5]
+    assert flicker(error, torch.tensor([[True, True, False]])).tolist() == [9.0]

@@ -113,6 +113,10 @@ def test_what_comes_with_a_folder(folder: Path) -> None:
     parts = read_folder(folder)
     assert parts.temporal == folder / "temporal.safetensors"
     assert (parts.sampling.scheduler, parts.sampling.steps, parts.sampling.guidance) == ("ddim", 15, 4.0)
+    assert parts.sampling.steady == 0
+    (folder / "sampling.json").write_text('{"scheduler": "ddim", "steps": 15, "guidance": 4.0, "steady": 1000}')
+    with pytest.raises(MsdvError, match="says steady 1000: take another copy, or a number from 0 to 32"):
+        read_folder(folder)
     (folder / "sampling.json").write_text('{"scheduler": "magic", "steps": 15, "guidance": 4.0}')
     with pytest.raises(MsdvError, match="magic"):
         read_folder(folder)

@@ -78,7 +78,13 @@ def test_the_loss_does_not_look_at_given_frames() -> None:
     prediction, target, weight = random(2, 4, 5, 2, 2), random(2, 4, 5, 2, 2, seed=1), torch.tensor([0.5, 2.0])
     given = torch.tensor([[True, False, False, False, False], [True, False, True, False, True]])
     other = torch.where(given[:, None, :, None, None], random(2, 4, 5, 2, 2, seed=2) * 100, prediction)
-    options = {"weight": weight, "temporal_loss": 1.0, "anchor": torch.tensor([0, 1]), "given": given}
+    options = {
+        "weight": weight,
+        "temporal_loss": 1.0,
+        "flicker_loss": 2.0,
+        "anchor": torch.tensor([0, 1]),
+        "given": given,
+    }
     assert training_loss(prediction, target, **options) == training_loss(other, target, **options)  # type: ignore[arg-type]
     expected = (
         mse_loss(prediction[0, :, 1:], target[0, :, 1:]) + mse_loss(prediction[1, :, 1::2], target[1, :, 1::2])

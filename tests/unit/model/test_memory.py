@@ -124,7 +124,7 @@ TRAININGS = {
     "motion modules, chunks, half": (job("four blocks", **MOTION, **HALF), Savings("full", chunk_frames=3)),
     "averaged weights": (job("four blocks", size=64, ema=0.99), Savings("full")),
     "inpainting": (job("inpainting", batch_size=2, size=64), Savings()),
-    "losses": (job(min_snr=5.0, temporal_loss=1.0, batch_size=2, size=64), Savings()),
+    "losses": (job(min_snr=5.0, temporal_loss=1.0, flicker_loss=1.0, batch_size=2, size=64), Savings()),
     "given frames": (job(given=True, batch_size=2), Savings("full")),
     "given frames, inpainting": (job("inpainting", given=True, temporal_loss=1.0, size=64), Savings()),
     "streamed weights": (job("four blocks", size=64), Savings(stream_weights=True)),

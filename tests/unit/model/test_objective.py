@@ -90,6 +90,17 @@ def test_the_loss_of_a_tiny_example_by_hand() -> None:
     weighted = training_loss(prediction, target, weight=weight, temporal_loss=2.0, anchor=anchor)
     assert weighted.item() == pytest.approx((0.5 * (7 + 2 * 5 / 3) + 0.25 * 9) / 2)
     assert training_loss(prediction, target, weight=weight).item() == pytest.approx((0.5 * 7 + 0.25 * 9) / 2)
+    # From frame to frame: (1 + 4) / 2, and nothing.
+    flicker = training_loss(prediction, target, weight=weight, flicker_loss=4.0)
+    assert flicker.item() == pytest.approx((0.5 * (7 + 4 * 5 / 2) + 0.25 * 9) / 2)
+
+
+def test_flicker_counts_where_one_of_two_frames_was_made() -> None:
+    prediction = torch.tensor([9.0, 9.0, 1.0, 3.0]).view(1, 1, 4, 1, 1)
+    given = torch.tensor([[True, True, False, False]])
+    loss = training_loss(prediction, torch.zeros(1, 1, 4, 1, 1), flicker_loss=1.0, given=given)
+    # The frames made: (1 + 9) / 2; changes from the given frame, without error, to 1 and on to 3: (1 + 4) / 2.
+    assert loss.item() == pytest.approx(5 + 2.5)
 
 
 def test_the_kind_of_noise_is_as_asked_or_as_before() -> None:

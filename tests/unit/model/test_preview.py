@@ -38,7 +38,7 @@ def test_colours_are_those_of_the_video(builtin: object) -> None:
     small = F.adaptive_avg_pool2d(wanted, 16).permute(2, 0, 3, 1).reshape(16, 48, 3)
     fitted = slice(16, 32)
     assert (shown[:, fitted] - small[:, fitted]).abs().mean() < 8
-    assert torch.corrcoef(torch.stack([shown.flatten(), small.flatten()]))[0, 1] > 0.8
+    assert torch.corrcoef(torch.stack([shown.flatten(), small.flatten()]))[0, 1] > 0.7
 
 
 def exact(latents: Tensor, schedule: TrainingSchedule) -> object:

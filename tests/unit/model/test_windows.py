@@ -172,7 +172,8 @@ def config(**changes: object) -> SampleConfig:
 
 def test_what_the_options_mean() -> None:
     assert length_of(config()) == Length()
-    assert length_of(config(window=25)) == Length(25, 8)
+    assert length_of(config(window=25, frames=26)) == Length(25, 8)
+    assert length_of(config(window=25, frames=25)) == Length(None, 8)
     assert length_of(config(window=2)) == Length(2, 1)
     assert length_of(config(window=25, overlap=24, loop=True)) == Length(25, 24, loop=True)
     assert length_of(config(loop=True)) == Length(None, 8, loop=True)

@@ -11,10 +11,10 @@ from safetensors import safe_open
 import msdv.sampling.sampler
 from msdv.cli import run as command
 from msdv.config import SampleConfig
-from msdv.data.video import read_metadata, read_video
+from msdv.data.video import read_metadata, read_video, write_video
 from msdv.errors import MsdvError, UsageError
 from msdv.sampling.grid import tile_at
-from msdv.sampling.shots import own_share, parse_seeds, read_prompts, shots_of
+from msdv.sampling.shots import is_finished, own_share, parse_seeds, read_prompts, shots_of
 
 Output = pytest.CaptureFixture[str]
 
@@ -137,6 +137,17 @@ def test_what_is_finished_is_left_alone_and_what_is_another_is_not_replaced(here
     assert sample(*many, "--overwrite") == 0
     assert "1 videos in " in capfd.readouterr().out
     assert read_metadata(here / "out-001")["prompt"] == "land"
+
+
+def test_a_file_that_changed_is_told_as_such(tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    made = {"tool": "msdv", "prompt": "sea", "image": "a.jpg", "inputs": {"a.jpg": "0" * 64}}
+    write_video(out, [np.zeros((8, 8, 3), np.uint8)] * 2, fps=5, metadata=made)
+    assert is_finished(out, made, overwrite=False)
+    with pytest.raises(UsageError, match=r"made with files of the same names that have changed since: choose another"):
+        is_finished(out, made | {"inputs": {"a.jpg": "1" * 64}}, overwrite=False)
+    with pytest.raises(UsageError, match=r"made with --image a.jpg: choose another"):
+        is_finished(out, made | {"image": "b.jpg", "inputs": {"b.jpg": "1" * 64}}, overwrite=False)
 
 
 def test_a_file_that_is_not_ours_stays(here: Path, capfd: Output) -> None:

@@ -97,6 +97,19 @@ def test_the_first_frame_is_the_picture(name: str, runs: dict[str, Path], files:
     assert not torch.allclose(frames[1], plain[1], atol=1e-4)  # the others see it
 
 
+def test_a_picture_that_was_given_is_not_averaged_with_its_neighbours(
+    runs: dict[str, Path], files: Path, tmp_path: Path
+) -> None:
+    shown = []
+    for steady in ("0", "2"):
+        out = tmp_path / steady
+        arguments = ["--model", str(runs["first"]), "--frames", "4", "--steps", "2", "--device", "cpu", "-o", str(out)]
+        assert run(["sample", "sea", "--image", str(files / "a.png"), "--steady", steady, *arguments]) == 0
+        shown.append(read_video(out)[0])
+    same = [np.array_equal(*pair) for pair in zip(*shown, strict=True)]
+    assert same == [True, False, False, False]
+
+
 def test_pictures_stand_where_they_were_put(
     runs: dict[str, Path], files: Path, make: Sample, capfd: pytest.CaptureFixture[str]
 ) -> None:

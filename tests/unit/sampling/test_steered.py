@@ -64,7 +64,7 @@ def test_the_motion_of_a_video_is_made_faster_by_the_gain(video: Path) -> None:
 def test_the_motion_of_a_video_is_taken(video: Path, capsys: Output) -> None:
     flow = steered(motion=str(video), frames=8)
     assert flow.shape == (1, 7, 2, 16, 16)
-    assert capsys.readouterr().err == ""
+    assert "--motion clip.webp goes 3." in capsys.readouterr().err  # and not that it is too short
     inner = flow[0, :, :, 2:-2, 2:-2].float().mean((0, 2, 3))
     torch.testing.assert_close(inner, torch.tensor([-3.0, 1.0]), atol=0.2, rtol=0)
     assert steered(motion=str(video), frames=3).shape[1] == 2
@@ -74,10 +74,24 @@ def test_the_motion_of_a_video_is_taken(video: Path, capsys: Output) -> None:
     )
 
 
+def test_what_is_much_faster_than_the_clips_is_said_once(here: Path, capsys: Output) -> None:
+    for motion, words in {
+        "left:1.9": "",
+        "left:20": "--motion left:20 goes 20 pixels a frame, the training clips 0.64: "
+        "what is so much faster than they are may flicker",
+    }.items():
+        settings = config(motion=motion)
+        steering = Steering(settings, EVERYWHERE, 8, 8, settings.frames)
+        for seed in (0, 1):
+            steering.draw(settings, torch.Generator().manual_seed(seed))
+        assert " ".join(capsys.readouterr().err.split()) == words
+
+
 def test_a_video_that_is_shorter_begins_again_and_says_so(video: Path, capsys: Output) -> None:
     flow = steered(motion=str(video), frames=20)
     assert flow.shape[1] == 7
-    assert capsys.readouterr().err.strip() == ("--motion clip.webp has 8 frames: its motion begins again after every 7")
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line == "--motion clip.webp has 8 frames: its motion begins again after every 7"
     settings = config(motion=str(video), frames=20)
     drawn = Steering(settings, EVERYWHERE, 8, 8, 20).draw(settings, torch.Generator())
     noise = draw_noise(settings, drawn, (1, 4, 20, 8, 8), torch.Generator().manual_seed(0))
