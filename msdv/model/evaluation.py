@@ -11,7 +11,7 @@ from msdv.errors import MsdvError
 from msdv.model.diffusion import TrainingSchedule, predict
 from msdv.model.given import frames_given, look
 from msdv.model.inflate import VideoUNet
-from msdv.model.objective import flicker, training_loss
+from msdv.model.objective import error_of, flicker, training_loss
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,5 @@ def _error(
     """(2,) Loss and flicker."""
     latents, timesteps, condition = seen
     prediction = predict(model, latents, timesteps, text, condition)
-    error = prediction - target
-    if given is not None:
-        error = error.masked_fill(given[:, None, :, None, None], 0.0)
-    return torch.stack([training_loss(prediction, target, given=given), flicker(error, given).mean()]).cpu()
+    changes = flicker(error_of(prediction, target, given), given).mean()
+    return torch.stack([training_loss(prediction, target, given=given), changes]).cpu()

@@ -126,9 +126,7 @@ def training_loss(
     """
     if weight is None and not temporal_loss and not flicker_loss and given is None:
         return mse_loss(prediction, target)
-    error = prediction - target
-    if given is not None:  # in them there is no error
-        error = error.masked_fill(given[:, None, :, None, None], 0.0)
+    error = error_of(prediction, target, given)
     loss = _mean_of_clips(error.square(), given)
     if temporal_loss:
         assert anchor is not None
@@ -138,6 +136,12 @@ def training_loss(
     if flicker_loss:
         loss = loss + flicker_loss * flicker(error, given)
     return (loss if weight is None else weight * loss).mean()
+
+
+def error_of(prediction: Tensor, target: Tensor, given: Tensor | None = None) -> Tensor:
+    """Errors (b, c, f, h, w), 0 in frames that are given (b, f)."""
+    error = prediction - target
+    return error if given is None else error.masked_fill(given[:, None, :, None, None], 0.0)
 
 
 def flicker(error: Tensor, given: Tensor | None = None) -> Tensor:
