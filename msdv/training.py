@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from msdv.caching import cached_flow, cached_latents, cached_text, clips_reference, mean_motion
 from msdv.config import Arch, TrainConfig
-from msdv.console import progress, say
+from msdv.console import say
 from msdv.data.batches import Batch, ClipBatches, generator_for, hold_out, with_videos_of
-from msdv.data.cache import FOLDER, FlowCache, LatentCache, TextCache, mirror_caption
 from msdv.data.clips import Clip, find_clips
-from msdv.data.reference import MOST_CLIPS, reference_of
-from msdv.errors import UsageError, first_line
+from msdv.errors import UsageError
 from msdv.model.base import choose_base, load_base
 from msdv.model.devices import choose_device, choose_precision
 from msdv.model.diffusion import SCHEDULE_KEYS, TrainingSchedule
@@ -31,14 +30,14 @@ from msdv.model.memory import Job
 from msdv.model.noise import clip_offset, independent_noise, mixed_noise, partly_shared_noise
 from msdv.model.objective import betas_of, check_options, kind_of_noise, schedule_to_train_on, what_is_given
 from msdv.model.plan import Settings, as_savings, choose_savings, step_down
-from msdv.model.steering import Slippage, motion_of, moves, slippage_of
+from msdv.model.steering import Slippage, moves, slippage_of
 from msdv.model.step import Objective
-from msdv.model.temporal import ZERO_SNR, arch_of, build_video_unet, module_hash
+from msdv.model.temporal import ZERO_SNR, arch_of, build_video_unet
 from msdv.model.trained_lora import add_lora
 from msdv.run import start_of, trained_base, weights_in
 from msdv.samples import Samples
-from msdv.verdict import MotionNumbers, Reference
-from msdv.weights import Motion, TemporalMetadata, read_metadata
+from msdv.verdict import MotionNumbers
+from msdv.weights import TemporalMetadata, read_metadata
 
 SAMPLES = 3
 """Prompts in a sample gif, where none are given."""
@@ -46,8 +45,6 @@ FLOW_SHARE = (0.3, 1.0)
 """Least and greatest share of a flowing noise's variance that flows, in training."""
 SAMPLING_SHARE = 1.0
 """The same in sampling: what is at rest then stays so best (docs/measurements.md)."""
-ENCODER = ("encoder.", "quant_conv.")
-"""Parts of an autoencoder that latents depend on."""
 EVALUATION_LEVELS = 4
 """Noise levels a held-out clip."""
 EVALUATION_CLIPS = 8
@@ -97,25 +94,28 @@ class Training:
         if config.betas is None and not resumed and self._betas == "linear":
             say("noise schedule: linear, as those in --init were trained on, not the image model's (--betas base)")
         self.training_clips, self.held_out_clips = self._split(clips, held_out)
-        self._latents, self._text = self._fill_cache(clips, rank, processes)
-        self._flow = self._find_flow(clips, rank, processes) if self.noise == "flow" else None
+        share = clips[rank::processes]
+        self._latents = cached_latents(config, self.base, self.size, share)
+        self._text = cached_text(config, self.base, clips)
+        self._flow = cached_flow(config, self.size, share) if self.noise == "flow" else None
         barrier()
         self.model = self._build_model(source)
         self.settings = self._save_memory()
         self.batches = self._batches(self.training_clips)
         self.held_out = self._batches(self.held_out_clips) if self.held_out_clips else None
         self._blank = self._blank_latents()
-        self.motion = self._measure_motion()
+        examples = self.training_clips or self.held_out_clips
+        self.motion = None if self._flow is None else mean_motion(config, self._flow, examples, SAMPLING_SHARE)
         if start is not None and start.motion is not None:
             self.use_gain(start.motion.gain)
         # What only tells of the training, and only the first process writes.
-        self.reference = None if rank or config.evaluate else self._measure_clips()
+        self.reference = None if rank or config.evaluate else clips_reference(config, self.size, examples)
         self._known: dict[tuple[str, str], HeldOutLoss] = {}
         self._samples = Samples(
             self.base,
             self.model,
             self.scheduler_config,
-            list(config.sample_prompt) or self._prompts_from_clips(),
+            list(config.sample_prompt) or _prompts_of(examples),
             frames=config.frames,
             size=self.size,
             shared_noise=self.shared_noise,
@@ -177,33 +177,6 @@ class Training:
             condition_share=config.condition_share,
             flow=self._flow,
         )
-
-    def _fill_cache(self, clips: list[Clip], rank: int, processes: int) -> tuple[LatentCache, TextCache]:
-        folder = self.config.data / FOLDER
-        latents = LatentCache(folder, self.size, module_hash(self.base.vae, ENCODER), self.config.flip)
-        missing = [clip for clip in clips[rank::processes] if not latents.is_cached(clip)]
-        with progress("clip") as bar:
-            task = bar.add_task("encoding clips", total=len(missing), note="kept for later runs", visible=bool(missing))
-            for clip in missing:
-                latents.encode(clip, self.base.encode_frames)
-                bar.advance(task)
-        captions = {clip.caption for clip in clips}
-        if self.config.flip:
-            captions |= {mirror_caption(caption) for caption in captions}
-        text = TextCache(folder, module_hash(self.base.text_encoder))
-        text.encode(sorted(captions), self.base.encode_prompts)
-        return latents, text
-
-    def _find_flow(self, clips: list[Clip], rank: int, processes: int) -> FlowCache:
-        """What --noise flow carries noise along with."""
-        flow = FlowCache(self.config.data / FOLDER, self.size)
-        missing = [clip for clip in clips[rank::processes] if not flow.is_cached(clip)]
-        with progress("clip") as bar:
-            task = bar.add_task("optical flow", total=len(missing), note="kept for later runs", visible=bool(missing))
-            for clip in missing:
-                flow.measure(clip)
-                bar.advance(task)
-        return flow
 
     def _build_model(self, source: Path | dict[str, Tensor] | None) -> VideoUNet:
         config = self.config
@@ -274,15 +247,6 @@ class Training:
             return None
         return self.base.encode_frames(torch.zeros(1, 3, self.size, self.size)).float().to(self.device)
 
-    def _measure_motion(self) -> Motion | None:
-        if self._flow is None:
-            return None
-        means = torch.stack([self._flow.mean(clip) for clip in self.training_clips or self.held_out_clips])
-        motion = motion_of(means, self.size, SAMPLING_SHARE, self.config.flip)
-        if motion is None:
-            say("--noise flow: nothing moves in the clips, so no noise will flow: msdv prep --fps 1 takes longer steps")
-        return motion
-
     def use_gain(self, gain: float) -> None:
         """Let the noise of samples go so many times as fast as the picture is to; weights say so from now on."""
         if self.motion is not None:
@@ -291,25 +255,6 @@ class Training:
     def measure_slippage(self, samples: MotionNumbers) -> Slippage | None:
         """Of samples that `write_sample` made: see `slippage_of`. None without noise that flows."""
         return None if self.motion is None else slippage_of(self.motion, samples, self.reference)
-
-    def _measure_clips(self) -> Reference | None:
-        """What samples are compared with; None, and a line, where it can't be measured."""
-        clips = self.training_clips or self.held_out_clips
-        try:
-            with progress("clip") as bar:
-                total = min(len(clips), MOST_CLIPS)
-                task = bar.add_task("motion of the clips", total=total, note="kept for later runs")
-                return reference_of(
-                    clips,
-                    frames=self.config.frames,
-                    size=self.size,
-                    flip=self.config.flip,
-                    folder=self.config.data / FOLDER,
-                    on_clip=lambda: bar.advance(task),
-                )
-        except Exception as error:  # no report is worth a training
-            say(f"the clips' motion can't be measured, and samples are compared with nothing: {first_line(error)}")
-            return None
 
     def draw_noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Training noise like the batch's latents; with --noise flow it flows for a share of the clips, among those in
@@ -380,10 +325,6 @@ class Training:
             losses.append(loss)
         return losses
 
-    def _prompts_from_clips(self) -> list[str]:
-        captions = sorted({clip.caption for clip in self.training_clips or self.held_out_clips})
-        return [captions[i * len(captions) // SAMPLES] for i in range(min(SAMPLES, len(captions)))]
-
     def write_sample(self, path: Path) -> list[np.ndarray]:
         """See `Samples.write`."""
         return self._samples.write(path, self.motion)
@@ -414,6 +355,11 @@ class Training:
             reference=self.reference,
             steps=steps,
         )
+
+
+def _prompts_of(clips: Sequence[Clip]) -> list[str]:
+    captions = sorted({clip.caption for clip in clips})
+    return [captions[i * len(captions) // SAMPLES] for i in range(min(SAMPLES, len(captions)))]
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
