@@ -21,6 +21,7 @@ from msdv.data.batches import Batch, ClipBatches, generator_for, hold_out, with_
 from msdv.data.clips import Clip, find_clips
 from msdv.errors import UsageError
 from msdv.model.base import choose_base, load_base
+from msdv.model.choosing import choose_savings
 from msdv.model.devices import choose_device, choose_precision
 from msdv.model.diffusion import SCHEDULE_KEYS, TrainingSchedule
 from msdv.model.evaluation import HeldOutLoss, held_out_loss
@@ -29,7 +30,7 @@ from msdv.model.known import Architecture
 from msdv.model.memory import Job
 from msdv.model.noise import clip_offset, independent_noise, mixed_noise, partly_shared_noise
 from msdv.model.objective import betas_of, check_options, kind_of_noise, schedule_to_train_on, what_is_given
-from msdv.model.plan import Settings, as_savings, choose_savings, step_down
+from msdv.model.settings import Settings, as_savings, step_down
 from msdv.model.steering import Slippage, moves, slippage_of
 from msdv.model.step import Objective
 from msdv.model.temporal import ZERO_SNR, arch_of, build_video_unet

@@ -1,73 +1,22 @@
 """Chooses the settings that spend a card's memory: the fastest that fit, by rehearsal (memory.py)."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
-import psutil
-import torch
-
-from msdv.config import SampleConfig, TrainConfig
-from msdv.errors import UsageError
-from msdv.model.devices import choose_device
 from msdv.model.ends import frames_seen
 from msdv.model.inflate import most_frames_of
 from msdv.model.ledger import Peak, Work
-from msdv.model.memory import CARD_CONTEXT, FIXED, Footprint, Job, Rehearsal, margin
+from msdv.model.memory import FIXED, Footprint, Job, Rehearsal, margin
 from msdv.model.savings import Savings, UnitCost
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides how memory is spent and time with it; the names are those of the options."""
-
-    checkpointing: Literal["none", "partial", "full"] = "none"
-    checkpoint_units: int | None = None
-    """With `partial`: how many units of the network."""
-    chunk_frames: int = 0
-    offload_optim: bool = False
-    host_checkpoints: bool = False
-    stream_weights: bool = False
-
-    def words(self, sampling: bool = False) -> str:
-        """As options on the command line."""
-        words = [] if sampling else [f"--checkpointing {self.checkpointing}"]
-        words += [f"--checkpoint-units {self.checkpoint_units}"] if self.checkpoint_units else []
-        words += [f"--chunk-frames {self.chunk_frames}"] if self.chunk_frames else []
-        flags = ("offload_optim", "host_checkpoints", "stream_weights")
-        words += [f"--{flag.replace('_', '-')}" for flag in flags if getattr(self, flag)]
-        return " ".join(words)
-
+from msdv.model.settings import SAMPLING_NOTCHES, TRAINING_NOTCHES, Settings, as_savings, is_sound
 
 MOST_FRAMES = 1024
 MOST_IN_WINDOWS = 100_000
-_FULL = {"checkpointing": "full"}
-_OFFLOAD = _FULL | {"offload_optim": True}
-_HOST = _OFFLOAD | {"host_checkpoints": True}
-
-TRAINING_NOTCHES: tuple[dict[str, Any], ...] = (
-    {},
-    _FULL,
-    _OFFLOAD,
-    _HOST,
-    _HOST | {"chunks": 4},
-    _HOST | {"chunks": 8, "stream_weights": True},
-)
-"""From the fastest to the smallest: each takes less memory than the one before, and as a rule more time. `chunks`: in
-how many the frames are worked off, but no fewer than `at_least` at a time. Between none and all, as few units are
-checkpointed as fit."""
-SAMPLING_NOTCHES: tuple[dict[str, Any], ...] = (
-    {},
-    {"chunks": 12, "at_least": 10},
-    {"chunks": 12},
-    {"chunks": 12, "stream_weights": True},
-)
 _MOST_CHUNKS = 16
 """More take minutes to rehearse."""
-_USUAL_WINDOW, _LEAST_WINDOW = 25, 8
-"""Frames: what temporal layers are trained on as a rule, and with how many there is still motion to be seen."""
 _MOST_TRIALS = 3
 """Rehearsals spent on finding the fewest units to checkpoint."""
 
@@ -149,7 +98,7 @@ class Planner:
         self._estimates: dict[tuple[Settings, int, bool], Estimate] = {}
         self._order: list[UnitCost] | None = None
         notches = [self._settings(notch, given) for notch in (SAMPLING_NOTCHES if sampling else TRAINING_NOTCHES)]
-        sound = [notch for notch in notches if _is_sound(notch)] or notches
+        sound = [notch for notch in notches if is_sound(notch)] or notches
         self.notches = list(dict.fromkeys(sound))
 
     def _settings(self, notch: dict[str, Any], given: dict[str, Any]) -> Settings:
@@ -314,111 +263,3 @@ class Planner:
         if self._rehearsal is None:
             self._rehearsal = Rehearsal(self.job)
         return self._rehearsal
-
-
-def _is_sound(settings: Settings) -> bool:
-    """Whether the settings go together."""
-    return settings.checkpointing != "none" or not settings.host_checkpoints
-
-
-def as_dict(settings: Settings) -> dict[str, Any]:
-    """For JSON and configurations."""
-    return {key: value for key, value in asdict(settings).items() if value is not None}
-
-
-def fixed_settings(config: TrainConfig | SampleConfig, card: bool) -> dict[str, Any]:
-    """The settings that are not to be chosen: those that were given, and without a card all others too, if there is no
-    --vram."""
-    names = [field.name for field in fields(Settings) if field.name in type(config).model_fields]
-    given = {name: getattr(config, name) for name in names if name in config.model_fields_set}
-    as_is = {} if card or config.vram is not None else {k: v for k, v in as_dict(Settings()).items() if k in names}
-    return as_is | {name: value for name, value in given.items() if value is not None}
-
-
-def choose_savings(job: Job, config: TrainConfig | SampleConfig) -> tuple[Settings, Savings, str | None]:
-    """What a command is to run with, for the model too, and a line about it where something was chosen.
-
-    Raises UsageError where --vram can't be kept.
-    """
-    sampling = isinstance(config, SampleConfig)
-    fixed = fixed_settings(config, job.card)
-    planner = Planner(job, budget=planned_bytes(config, job.card), fixed=fixed, sampling=sampling)
-    if not planner.is_open:
-        return planner.notches[0], planner.savings(planner.notches[0]), None
-    try:
-        return _choose_savings(planner, config)
-    except UsageError:
-        raise
-    except Exception as error:
-        # The rehearsal leans on inner parts of torch. A run that was not asked for --vram can do without.
-        if config.vram is not None:
-            raise
-        settings = planner.notches[min(1, len(planner.notches) - 1)]
-        line = f"memory can't be predicted here ({type(error).__name__}): going on with {settings.words(sampling)}"
-        return settings, planner.savings(settings), line
-
-
-def _choose_savings(planner: Planner, config: TrainConfig | SampleConfig) -> tuple[Settings, Savings, str | None]:
-    settings = planner.choose()
-    savings, peak, budget = planner.savings(settings), planner.estimate(settings).peak_bytes, planner.budget
-    room = f"{peak / 2**30:.1f} GiB" + (f" of {budget / 2**30:.1f}" if budget else "")
-    if budget is None or peak <= budget:
-        return (
-            settings,
-            savings,
-            f"memory: {room} by prediction, with {settings.words(planner.sampling) or 'no savings'}",
-        )
-    fewer = planner.most_frames(settings, trials=0)
-    step = f"--frames {fewer} or a smaller --size" if fewer else "a smaller --size"
-    if planner.sampling and (window := fitting_window(job := planner.job, fewer)):
-        step = f"--window {window}, with which {job.frames} frames fit, or {step}"
-    if config.vram is not None:
-        raise UsageError(f"--vram {config.vram:g}: this takes {room} with all savings: try {step}")
-    return settings, savings, f"this may not fit: by prediction it takes {room} with all savings; try {step}"
-
-
-def fitting_window(job: Job, most_frames: int) -> int | None:
-    """A --window with which a job would fit of which not all frames do; None if there is none worth while."""
-    window = min(_USUAL_WINDOW, most_frames - 1)  # one fewer, for the latents of the others
-    return window if job.length.window is None and _LEAST_WINDOW <= window < job.frames else None
-
-
-def as_savings(settings: Settings, units: Sequence[str] = ()) -> Savings:
-    """Settings as the model takes them; `units`: which are checkpointed, with partial checkpointing."""
-    checkpoint = tuple(units) if settings.checkpointing == "partial" else settings.checkpointing
-    return Savings(
-        checkpoint=checkpoint,
-        host_checkpoints=settings.host_checkpoints,
-        chunk_frames=settings.chunk_frames,
-        stream_weights=settings.stream_weights,
-    )
-
-
-def step_down(settings: Settings) -> Settings | None:
-    """The next settings that take less memory, for a training that ran out of it all the same; None if there are none.
-    Where the optimizer is stays as it is."""
-    if settings.checkpointing != "full":
-        return replace(settings, checkpointing="full", checkpoint_units=None)
-    if not settings.host_checkpoints:
-        return replace(settings, host_checkpoints=True)
-    if not settings.chunk_frames or settings.chunk_frames > 8:
-        return replace(settings, chunk_frames=8)
-    if settings.chunk_frames > 4:
-        return replace(settings, chunk_frames=4)
-    return None if settings.stream_weights else replace(settings, stream_weights=True)
-
-
-def planned_bytes(config: TrainConfig | SampleConfig, card: bool) -> int | None:
-    """What may be used: --vram, or what this machine has."""
-    return free_bytes(config.device, card) if config.vram is None else int(config.vram * 2**30)
-
-
-def free_bytes(device: str | None, card: bool) -> int | None:
-    """What this machine's card has free, this process's own context included, or all of the processor's memory, from
-    which others can be moved out; None if the plan is for a card that isn't here."""
-    if not card:
-        return int(psutil.virtual_memory().total)
-    if not torch.cuda.is_available():
-        return None
-    free, total = torch.cuda.mem_get_info(choose_device(device))
-    return min(total, free + CARD_CONTEXT)

@@ -15,6 +15,7 @@ from msdv.config import SampleConfig
 from msdv.console import progress, say
 from msdv.model.allocator import keep_freed_memory
 from msdv.model.base import Base
+from msdv.model.choosing import choose_savings
 from msdv.model.devices import choose_device, choose_precision
 from msdv.model.diffusion import Followed, TrainingSchedule, denoise, make_scheduler
 from msdv.model.ends import with_ends
@@ -25,7 +26,6 @@ from msdv.model.keyframes import make_by_keyframes
 from msdv.model.known import Architecture
 from msdv.model.lora import Lora, parse_lora
 from msdv.model.memory import Job
-from msdv.model.plan import choose_savings
 from msdv.model.preview import Preview, preview_of
 from msdv.model.resting import off_card
 from msdv.model.temporal import build_video_unet, noise_schedule

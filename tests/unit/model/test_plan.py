@@ -1,14 +1,12 @@
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 
-from msdv.config import SampleConfig, TrainConfig
-from msdv.errors import UsageError
 from msdv.model.known import KNOWN, Architecture
 from msdv.model.memory import CARD_CONTEXT, Job
-from msdv.model.plan import Planner, Settings, choose_savings, fitting_window, fixed_settings, step_down
+from msdv.model.plan import Planner
+from msdv.model.settings import Settings
 from msdv.model.windows import Length
 from tests.tiny import tiny_text_encoder, tiny_unet, tiny_vae
 
@@ -82,9 +80,6 @@ def test_what_was_given_stays() -> None:
     planner = Planner(JOB, budget=1, fixed={"checkpointing": "full", "offload_optim": False})
     assert {notch.checkpointing for notch in planner.notches} == {"full"}
     assert not any(notch.offload_optim for notch in planner.notches)
-    assert fixed_settings(TrainConfig(checkpointing="full"), card=True) == {"checkpointing": "full"}
-    without_card = fixed_settings(TrainConfig(), card=False)
-    assert without_card["checkpointing"] == "none" and without_card["offload_optim"] is False
 
 
 @pytest.mark.parametrize("sampling", [False, True])
@@ -98,14 +93,7 @@ def test_as_many_frames_fit_as_it_says(sampling: bool) -> None:
     assert planner.estimate(settings, most + 1 + most // 10).peak_bytes > planner.budget  # type: ignore[operator]
 
 
-def test_a_run_that_can_not_fit_is_refused_with_what_would() -> None:
-    with pytest.raises(UsageError, match=r"--vram 0\.48: this takes .* try --frames \d+|smaller --size"):
-        choose_savings(JOB, TrainConfig(vram=0.48))
-
-
 def test_a_sample_is_worked_off_in_chunks_where_it_must_be() -> None:
-    whole, savings, _ = choose_savings(JOB, SampleConfig.model_validate({"prompt": "", "out": "a.gif", "vram": 8}))
-    assert whole.chunk_frames == savings.chunk_frames == 0
     planner = Planner(replace(JOB, frames=64), budget=1, sampling=True)
     none, eight = (planner.estimate(notch).peak_bytes for notch in planner.notches[:2])
     planner.budget = (none + eight) // 2
@@ -119,29 +107,6 @@ def test_windows_count_as_what_is_seen_together() -> None:
     in_windows, together = planner.estimate(Settings()), Planner(JOB, budget=1, sampling=True).estimate(Settings())
     assert together.peak_bytes < in_windows.peak_bytes < 1.15 * together.peak_bytes
     assert planner.job.frames == 500  # it is never the planner that chooses windows
-
-
-def test_a_window_is_suggested_where_not_all_frames_fit() -> None:
-    assert fitting_window(replace(JOB, frames=100), 60) == 25
-    assert fitting_window(replace(JOB, frames=100), 20) == 19
-    assert fitting_window(replace(JOB, frames=100), 5) is None
-    assert fitting_window(replace(JOB, frames=20), 60) is None
-    assert fitting_window(replace(JOB, frames=100, length=Length(50, 5)), 60) is None
-    long = replace(JOB, frames=1000)
-    with pytest.raises(UsageError, match=r"try --window \d+, with which 1000 frames fit, or --frames \d+"):
-        choose_savings(long, SampleConfig.model_validate({"prompt": "", "out": "a.gif", "vram": 0.52}))
-
-
-def test_stepping_down_takes_ever_less(planner: Planner) -> None:
-    settings: Settings | None = Settings("partial", 2, offload_optim=True)
-    peaks: list[int] = []
-    seen: list[Any] = []
-    while settings is not None and len(peaks) < 4:
-        peaks.append(planner.estimate(settings).peak_bytes)
-        seen.append(settings)
-        settings = step_down(settings)
-    assert peaks == sorted(peaks, reverse=True) and len(set(seen)) == len(seen)
-    assert all(step.offload_optim for step in seen)
 
 
 @pytest.mark.parametrize(("frames", "most"), [(25, 4.0), (49, 6.0)])
