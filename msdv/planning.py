@@ -25,7 +25,7 @@ from msdv.sampling.options import check_options as check_sampling
 from msdv.sampling.repeat import repeated
 from msdv.sampling.source import SourceVideo
 from msdv.sampling.starting import passes_of
-from msdv.sampling.steering import around_video
+from msdv.sampling.steering import goes_on_around
 from msdv.weights import TemporalMetadata, read_metadata
 
 GIB = 2**30
@@ -171,24 +171,23 @@ def plan_sample(config: SampleConfig) -> PlanReport:
     passes = _passes(config, metadata)
     together = passes.most_together if passes else config.frames
     job = _job(config, weights, metadata, together, config.size or size, group_norm)
-    around = around_video(config, metadata, job.arch, passes)
     job = replace(
         job,
-        frames=job.frames + 2 * around,
         guidance=7.5 if config.guidance is None else config.guidance,
         cache=config.cache,
         length=length_of(config),
         ends=config.latents is None,
+        around=goes_on_around(config, metadata, passes),
     )
     text_keys(config)
-    check_frames(job.length.together(job.frames), job.arch)
+    check_frames(job.length.together(job.made), job.arch)
     what = f"sampling {config.frames} frames of {job.width}x{job.height}"
-    if around:
-        what += f" and {2 * around} around them"
-    if (together := job.length.together(job.frames)) < job.frames:
+    if around := job.made - job.frames:
+        what += f" and {around} around them"
+    if (together := job.length.together(job.made)) < job.made:
         what += f" in windows of {together}"
     settings = {"frames": config.frames, "arch": job.arch, "group_norm": job.group_norm, "guidance": job.guidance}
-    return _report(what, _planner(job, config), settings, 2 * around)
+    return _report(what, _planner(job, config), settings)
 
 
 def _job(
@@ -232,8 +231,7 @@ def _passes(config: SampleConfig, metadata: TemporalMetadata | None) -> Passes |
     return passes_of(config, metadata, config.frames)
 
 
-def _report(what: str, planner: Planner, settings: dict[str, Any], around: int = 0) -> PlanReport:
-    """`around`: how many of the job's frames are not the video's own."""
+def _report(what: str, planner: Planner, settings: dict[str, Any]) -> PlanReport:
     job, plan = planner.job, planner.plan()
     precision = str(job.dtype).removeprefix("torch.")
     place = "on a card" if job.card else "on the processor"
@@ -248,9 +246,7 @@ def _report(what: str, planner: Planner, settings: dict[str, Any], around: int =
     }
     what = f"{what}, {job.architecture.name}, {precision}, {place}{budget}"
     most = max(plan.most_frames.values(), default=0)
-    own = replace(job, frames=job.frames - around)
-    window = fitting_window(own, most) if planner.sampling and not plan.fits else None
-    plan.most_frames = {how: max(0, count - around) for how, count in plan.most_frames.items()}
+    window = fitting_window(job, most) if planner.sampling and not plan.fits else None
     return PlanReport(what, plan, settings, planner.sampling, window)
 
 

@@ -1,6 +1,6 @@
 """What a command is to run with: how much memory there is, and the settings that fit it, with a line about them."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import psutil
@@ -62,7 +62,8 @@ def _choose_savings(planner: Planner, config: TrainConfig | SampleConfig) -> tup
 
 def fitting_window(job: Job, most_frames: int) -> int | None:
     """A --window with which a job would fit of which not all frames do; None if there is none worth while."""
-    window = min(_USUAL_WINDOW, most_frames - 1)  # one fewer, for the latents of the others
+    most = replace(job, frames=most_frames).made
+    window = min(_USUAL_WINDOW, most - 1)  # one fewer, for the latents of the others
     return window if job.length.window is None and _LEAST_WINDOW <= window < job.frames else None
 
 

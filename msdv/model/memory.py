@@ -20,7 +20,7 @@ from msdv.config import Arch, GroupNormMode
 from msdv.model.base import Base
 from msdv.model.build import network_config, quiet
 from msdv.model.diffusion import TrainingSchedule, denoise, make_scheduler
-from msdv.model.ends import with_ends
+from msdv.model.ends import frames_around, with_ends
 from msdv.model.guidance import Guided, OneText
 from msdv.model.inflate import VideoUNet, inflate
 from msdv.model.known import Architecture
@@ -57,6 +57,7 @@ class Job:
 
     architecture: Architecture
     frames: int
+    """Of a clip, or of the video that is wanted."""
     height: int
     width: int
     dtype: torch.dtype = torch.float32
@@ -82,6 +83,21 @@ class Job:
     """In sampling: the windows it is done in."""
     ends: bool = True
     """In sampling: whether a video's ends are shown twice, if it has any (see ends.py)."""
+    around: bool = False
+    """In sampling: whether frames are made around a video, if it has ends."""
+
+    @property
+    def made(self) -> int:
+        """Frames that are denoised: with those around the video."""
+        return self.frames + 2 * self._around(self.frames)
+
+    def longest(self, made: int) -> int:
+        """Frames of the longest video of this kind for which no more than `made` are denoised."""
+        inner = made - 2 * self._around(made)
+        return inner if inner > 1 else min(made, 1)  # around a single frame there are none
+
+    def _around(self, frames: int) -> int:
+        return frames_around(self.arch, self.length, frames) if self.around else 0
 
     @property
     def device(self) -> torch.device:
@@ -204,7 +220,7 @@ class Rehearsal:
         """Latents, text, and the condition of an inpainting model, on the device."""
         job, unet = self.job, self.job.architecture.unet
         cell, channels = job.architecture.cell, unet.get("in_channels", 4)
-        shape = (job.frames, job.height // cell, job.width // cell)
+        shape = (job.made, job.height // cell, job.width // cell)
         latents = torch.zeros(job.batch_size, 4, *shape, device=job.device)
         text = torch.zeros(job.batch_size, 77, unet.get("cross_attention_dim", 1280), device=job.device)
         condition = None
@@ -320,13 +336,13 @@ class Rehearsal:
                 condition=condition,
                 cache=self.job.cache,
             )
-            length, frames = self.job.length, self.job.frames
+            length, frames = self.job.length, self.job.made
             shown = with_ends(guided, self.job.arch, length, frames) if self.job.ends else guided
             prediction = windowed(shown, _FewWindows(length.window, length.overlap, length.loop), frames)
             latents = denoise(prediction, noise, scheduler=make_scheduler("ddim", {}), steps=1)
             count = len(length.starts(frames, 0))
             ledger.work = ledger.work.times(count / min(count, _WINDOWS))
-            return self._footprint("denoising", since), latents
+            return self._footprint("denoising", since), latents[:, :, : self.job.frames]
 
     def _decode(self, stage: str, vae: AutoencoderKL, latents: Tensor, *, together: bool) -> Footprint:
         """`together`: all frames come together in memory; else each is written when it is decoded, but for what waits

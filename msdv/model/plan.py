@@ -112,11 +112,11 @@ class Planner:
         return Settings(**values | given)
 
     def _together(self, frames: int) -> int:
-        """Of so many frames, how many the model sees together."""
-        job = self.job
+        """Of a video of so many frames, how many the model sees together."""
         if not self.sampling:
             return frames
-        return frames_seen(job.arch, job.length, frames) if job.ends else job.length.together(frames)
+        job = replace(self.job, frames=frames)
+        return frames_seen(job.arch, job.length, job.made) if job.ends else job.length.together(job.made)
 
     @property
     def is_open(self) -> bool:
@@ -197,30 +197,33 @@ class Planner:
         """How many frames fit with these settings: at most, nearly; 0 if not even the fewest do. With 0 trials it is
         reckoned from the job's own number of frames, else rehearsed."""
         assert self.budget is not None
-        peaks = {self.job.frames: self.estimate(settings).peak_bytes}
-        # Nearly a straight line, of which at first one point is known and what does not grow with the frames.
+        known = self.job.made
+        peaks = {known: self.estimate(settings).peak_bytes}
+        # Over the frames that are made nearly a straight line, of which at first one point is known and what does not
+        # grow with them.
         fixed = sum(size for name, size in self.estimate(settings).parts.items() if name in FIXED)
-        slope = max(1.0, (peaks[self.job.frames] - fixed) / self.job.frames)
-        guess = self._frames_at(self.job.frames, peaks[self.job.frames], slope)
+        slope = max(1.0, (peaks[known] - fixed) / known)
+        guess = self._frames_at(known, peaks[known], slope)
         if not trials:
             return guess
         for _ in range(trials):
+            made = replace(self.job, frames=guess).made
             chunks = self._together(guess) / settings.chunk_frames if settings.chunk_frames else 1
-            if not guess or guess in peaks or any(0.98 * self.budget < peak <= self.budget for peak in peaks.values()):
+            if not guess or made in peaks or any(0.98 * self.budget < peak <= self.budget for peak in peaks.values()):
                 break
             if chunks > _MOST_CHUNKS:
                 return guess
-            peaks[guess] = self.estimate(settings, guess).peak_bytes
+            peaks[made] = self.estimate(settings, guess).peak_bytes
             # The line through the two points that enclose the budget, or are nearest to it.
-            near, far = sorted(peaks, key=lambda frames: abs(peaks[frames] - self.budget))[:2]  # type: ignore[operator]
+            near, far = sorted(peaks, key=lambda count: abs(peaks[count] - self.budget))[:2]  # type: ignore[operator]
             slope = max(1.0, (peaks[far] - peaks[near]) / (far - near))
             guess = self._frames_at(near, peaks[near], slope)
-        return max((frames for frames, peak in peaks.items() if peak <= self.budget), default=0)
+        return self.job.longest(max((count for count, peak in peaks.items() if peak <= self.budget), default=0))
 
-    def _frames_at(self, frames: int, peak: int, slope: float) -> int:
+    def _frames_at(self, made: int, peak: int, slope: float) -> int:
         assert self.budget is not None
         limit = most_frames_of(self.job.arch) or MOST_FRAMES if self.job.length.window is None else MOST_IN_WINDOWS
-        most = min(limit, int(frames + (self.budget - peak) / slope))
+        most = min(limit, self.job.longest(int(made + (self.budget - peak) / slope)))
         return most if most >= (1 if self.sampling else 2) else 0
 
     def units(self) -> list[UnitCost]:

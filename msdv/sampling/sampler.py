@@ -40,7 +40,7 @@ from msdv.sampling.results import Steadying, write_result
 from msdv.sampling.shots import is_finished, parse_seeds
 from msdv.sampling.source import SourceVideo
 from msdv.sampling.starting import TextAt, passes_of, read_start
-from msdv.sampling.steering import Steering, around_video, flow_around
+from msdv.sampling.steering import Steering, around_video, flow_around, goes_on_around
 from msdv.weights import load_temporal
 
 _NOT_OF_THE_VIDEO = {"out", "overwrite", "plan", "json_output", "report"}
@@ -78,8 +78,6 @@ class Sampler:
         """Frames to denoise: those of --continue too that the model is shown."""
         self.passes = passes_of(config, self.metadata, self.frames)
         self.around = around_video(config, self.metadata, self.model.arch, self.passes)  # and cut off again
-        together = self.passes.most_together if self.passes else self.frames + 2 * self.around
-        check_frames(length_of(config).together(together), self.model.arch)
         defaults = self.base.sampling
         self.scheduler = config.scheduler or defaults.scheduler
         self.steps = config.steps or defaults.steps
@@ -88,7 +86,7 @@ class Sampler:
         self.steady = usual if config.steady is None else config.steady
         job = Job(
             Architecture(self.base.name, self.base.unet_config, self.base.vae_config),
-            frames=together,
+            frames=self.passes.most_together if self.passes else self.frames,
             height=self.height * 8,
             width=self.width * 8,
             dtype=precision.dtype,
@@ -100,7 +98,9 @@ class Sampler:
             cache=config.cache,
             length=length_of(config),
             ends=self._noise is None,
+            around=goes_on_around(config, self.metadata, self.passes),
         )
+        check_frames(job.length.together(job.made), job.arch)
         self.memory, savings, line = choose_savings(job, config)
         say(line)
         self.model.save_memory(savings)

@@ -48,12 +48,16 @@ def noise_flows(config: SampleConfig, metadata: TemporalMetadata | None) -> bool
     return bool(metadata and metadata.motion and not metadata.shared_noise)
 
 
-def around_video(config: SampleConfig, metadata: TemporalMetadata | None, arch: Arch, passes: Passes | None) -> int:
-    """Frames to make at each end of a video beside its own, and to cut off: none where some of it is given."""
+def goes_on_around(config: SampleConfig, metadata: TemporalMetadata | None, passes: Passes | None) -> bool:
+    """Whether frames are made around a video, if it has ends: not where some of it is given."""
     given = (config.image, config.continue_from, config.video, config.latents, passes)
-    if any(given) or not noise_flows(config, metadata):
-        return 0
-    return frames_around(arch, length_of(config), config.frames)
+    return not any(given) and noise_flows(config, metadata)
+
+
+def around_video(config: SampleConfig, metadata: TemporalMetadata | None, arch: Arch, passes: Passes | None) -> int:
+    """Frames to make at each end of a video beside its own, and to cut off."""
+    on = goes_on_around(config, metadata, passes)
+    return frames_around(arch, length_of(config), config.frames) if on else 0
 
 
 def flow_around(flow: Tensor, frames: int, around: int) -> Tensor:

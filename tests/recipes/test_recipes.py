@@ -12,7 +12,6 @@ import pytest
 
 from msdv.cli import COMMANDS, parser, run
 from msdv.config import CONFIGS
-from msdv.model.ends import AROUND
 from msdv.options import fill_bare_options, resolve, settings
 
 if sys.version_info >= (3, 11):
@@ -101,7 +100,7 @@ def test_every_recipe_is_planned(
     monkeypatch.chdir(tmp_path)
     jobs = []
 
-    def report(what: str, planner: Any, settings: dict[str, Any], *_: int) -> Any:
+    def report(what: str, planner: Any, settings: dict[str, Any]) -> Any:
         jobs.append(planner.job)
         return SimpleNamespace(json=lambda: json.dumps(settings))
 
@@ -110,8 +109,7 @@ def test_every_recipe_is_planned(
     said = plan(path, section, capsys)
     trained = section == "train" or "model" in recipe["sample"]
     assert said["arch"] == (recipe["train"].get("arch", "pseudo3d") if trained else "pseudo3d")
-    around = 2 * AROUND if section == "sample" else 0
-    assert jobs[0].frames <= recipe[section].get("frames", 25) + around
+    assert jobs[0].frames <= recipe[section].get("frames", 25)
 
 
 @pytest.mark.slow

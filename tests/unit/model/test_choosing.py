@@ -5,6 +5,7 @@ import pytest
 from msdv.config import SampleConfig, TrainConfig
 from msdv.errors import UsageError
 from msdv.model.choosing import choose_savings, fitting_window, fixed_settings
+from msdv.model.ends import AROUND
 from msdv.model.windows import Length
 from tests.unit.model.test_plan import JOB
 
@@ -34,3 +35,16 @@ def test_a_window_is_suggested_where_not_all_frames_fit() -> None:
     long = replace(JOB, frames=1000)
     with pytest.raises(UsageError, match=r"try --window \d+, with which 1000 frames fit, or --frames \d+"):
         choose_savings(long, SampleConfig.model_validate({"prompt": "", "out": "a.gif", "vram": 0.52}))
+
+
+def test_frames_around_a_video_are_counted_but_not_suggested() -> None:
+    around = replace(JOB, frames=20, around=True)
+    assert around.made == 20 + 2 * AROUND
+    assert fitting_window(around, 10) == 15 and fitting_window(around, 20) is None
+    assert replace(JOB, frames=1, around=True).made == 1
+    assert [around.longest(made) for made in (0, 1, 7, 8, 26)] == [0, 1, 1, 2, 20]
+    with pytest.raises(UsageError, match=r"try --window \d+, with which 1000 frames fit, or --frames"):
+        choose_savings(
+            replace(around, frames=1000),
+            SampleConfig.model_validate({"prompt": "", "out": "a.gif", "vram": 0.52}),
+        )

@@ -80,7 +80,7 @@ def real_model(job: Job) -> VideoUNet:
 
 
 def inputs(job: Job) -> tuple[Tensor, Tensor, Tensor | None]:
-    shape = (job.frames, job.height // 8, job.width // 8)
+    shape = (job.made, job.height // 8, job.width // 8)
     condition = torch.zeros(1, 5, *shape) if job.architecture.unet["in_channels"] == 9 else None
     if condition is not None:
         condition = condition.expand(job.batch_size, -1, -1, -1, -1)
@@ -197,6 +197,7 @@ SAMPLES = {
     "chunks, joint": (job(frames=9, size=64, group_norm="joint"), Savings(chunk_frames=4)),
     "windows": (job(frames=20, size=64, length=Length(8, 3)), Savings()),
     "windows and chunks": (job(frames=20, size=64, length=Length(9, 2, loop=True)), Savings(chunk_frames=4)),
+    "frames around": (job(frames=6, size=64, around=True), Savings()),
     "loop": (job(frames=6, size=64, length=Length(None, 2, loop=True)), Savings()),
     "reuse": (job("four blocks", frames=8, size=64, cache=2), Savings()),
     "reuse and chunks": (job("four blocks", frames=8, size=64, cache=2), Savings(chunk_frames=2)),
@@ -217,8 +218,8 @@ def test_denoising_takes_what_is_predicted(name: str) -> None:
         scheduler = make_scheduler("ddim", {})
         texts = OneText(text), OneText(text)
         guided = Guided(state[0], *texts, guidance=what.guidance, condition=condition, cache=what.cache)
-        shown = with_ends(guided, what.arch, what.length, what.frames) if what.ends else guided
-        prediction = windowed(shown, what.length, what.frames)
+        shown = with_ends(guided, what.arch, what.length, what.made) if what.ends else guided
+        prediction = windowed(shown, what.length, what.made)
         denoise(prediction, noise, scheduler=scheduler, steps=2)
 
     real, _ = measured(prepare, act)

@@ -7,7 +7,8 @@ import torch
 
 from msdv.config import SampleConfig
 from msdv.model.ends import AROUND
-from msdv.planning import plan_sample
+from msdv.model.plan import MOST_FRAMES
+from msdv.planning import PlanReport, plan_sample
 from msdv.sampling.sampler import Sampler
 from msdv.sampling.steering import around_video, flow_around
 from msdv.weights import TemporalMetadata, read_metadata
@@ -88,3 +89,16 @@ def test_the_plan_counts_them_but_does_not_show_them(flow_run: Path) -> None:
     assert few.settings["frames"] == more.settings["frames"] == 5
     assert more.plan.chosen.peak_bytes > few.plan.chosen.peak_bytes
     assert f"5 frames of 32x32 and {2 * AROUND} around them" in more.lines()[0]
+
+
+def test_a_plan_of_one_frame_counts_those_around_longer_videos(flow_run: Path) -> None:
+    def planned(frames: int) -> PlanReport:
+        wish = {"plan": True, "device": "cuda", "vram": 0.6, "size": 128, "motion": "left", "frames": frames}
+        return plan_sample(config(model=str(flow_run), **wish))
+
+    one = planned(1)
+    assert "around" not in one.lines()[0]
+    most = one.plan.most_frames["with these settings"]
+    assert 1 < most < MOST_FRAMES
+    longest = planned(most).plan
+    assert longest.fits and longest.chosen.settings == one.plan.chosen.settings
