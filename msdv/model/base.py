@@ -192,17 +192,15 @@ class Base:
 
     def decode_passes(self, latents: Tensor) -> Iterator[Tensor]:
         """What `decode_latents` puts together: few frames at a time, which bounds memory."""
-        for pictures in self._decode_parts(latents):
-            pictures.add_(1).mul_(127.5).round_().clamp_(0, 255)
-            yield pictures.to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return map(_as_bytes, self._decode_parts(latents))
 
     def picture_passes(self, latents: Tensor) -> Iterator[np.ndarray]:
         """Like `decode_passes`, but not rounded to bytes: float32 from 0 to 1, (n, 8h, 8w, 3)."""
-        for pictures in self._decode_parts(latents):
-            pictures.div_(2).add_(0.5).clamp_(0, 1)
-            yield pictures.cpu().permute(0, 2, 3, 1).contiguous().numpy()
+        return map(_as_floats, self._decode_parts(latents))
 
     def _decode_parts(self, latents: Tensor) -> Iterator[Tensor]:
+        # Nothing here or above holds a pass until the next one: the videos of a grid are decoded in turn, and each
+        # would keep one on the card.
         factor = self.vae_scale_factor
         frames = _frames_a_pass(latents.shape[-2] * factor, latents.shape[-1] * factor)
         yield from map(self.decode, latents.split(frames))
@@ -222,6 +220,18 @@ class Base:
         with quiet():
             self.vae.float()
         self._note(f"the autoencoder overflows in half precision: it {does} in float32")
+
+
+def _as_bytes(pictures: Tensor) -> Tensor:
+    """As `decode` gives them -> (n, h, w, 3), uint8, on the CPU. They are changed."""
+    pictures.add_(1).mul_(127.5).round_().clamp_(0, 255)
+    return pictures.to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _as_floats(pictures: Tensor) -> np.ndarray:
+    """As `decode` gives them -> (n, h, w, 3), float32 from 0 to 1. They are changed."""
+    pictures.div_(2).add_(0.5).clamp_(0, 1)
+    return pictures.cpu().permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _frames_a_pass(height: int, width: int) -> int:

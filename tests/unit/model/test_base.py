@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +106,23 @@ def test_decoding_in_passes_gives_what_one_pass_gives(base: Base, monkeypatch: p
     assert frames.shape == (5, 64, 32, 3) and frames.dtype == np.uint8
     assert np.abs(frames.astype(int) - expected).max() <= 1
     assert torch.allclose(base.decode(latents), pictures, atol=1e-5)
+
+
+@pytest.mark.parametrize("passes", [Base.decode_passes, Base.picture_passes])
+def test_a_pass_that_is_handed_out_is_not_kept_on_the_device(
+    base: Base, monkeypatch: pytest.MonkeyPatch, passes: Callable[[Base, torch.Tensor], Iterator[object]]
+) -> None:
+    decode, made = Base.decode, []
+
+    def watched(self: Base, latents: torch.Tensor) -> torch.Tensor:
+        pictures = decode(self, latents)
+        made.append(weakref.ref(pictures))
+        return pictures
+
+    monkeypatch.setattr(Base, "decode", watched)
+    running = passes(base, torch.randn(20, 4, 2, 2))
+    assert next(running) is not None
+    assert [pictures() for pictures in made] == [None]
 
 
 @pytest.mark.parametrize(("side", "frames"), [(128, 8), (256, 8), (512, 2), (1024, 1)])
