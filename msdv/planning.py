@@ -23,6 +23,8 @@ from msdv.model.windows import length_of
 from msdv.run import BUILTIN, is_pipeline, newest_run_with_weights, start_of, trained_base, weights_in
 from msdv.sampling.options import check_options as check_sampling
 from msdv.sampling.repeat import repeated
+from msdv.sampling.results import steady_of
+from msdv.sampling.shots import seeds_of
 from msdv.sampling.source import SourceVideo
 from msdv.sampling.starting import passes_of
 from msdv.sampling.steering import goes_on_around
@@ -178,6 +180,8 @@ def plan_sample(config: SampleConfig) -> PlanReport:
         length=length_of(config),
         ends=config.latents is None,
         around=goes_on_around(config, metadata, passes),
+        videos=len(seeds_of(config)),
+        steady=steady_of(config, job.architecture.steady),
     )
     text_keys(config)
     check_frames(job.length.together(job.made), job.arch)

@@ -77,7 +77,7 @@ def read_folder(folder: Path, *, prefer_half: bool = False) -> Parts:
     if (folder / "temporal.safetensors").is_file():
         parts.temporal = folder / "temporal.safetensors"
     if (folder / "sampling.json").is_file():
-        parts.sampling = _read_sampling(folder / "sampling.json")
+        parts.sampling = read_sampling(folder / "sampling.json")
     return parts
 
 
@@ -189,7 +189,8 @@ def plain_blocks(config: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _read_sampling(path: Path) -> SamplingDefaults:
+def read_sampling(path: Path) -> SamplingDefaults:
+    """What a `sampling.json` says. Raises MsdvError where it is damaged."""
     values = read_json(path)
     try:
         steady = int(values.get("steady", 0))  # folders of before it could be said have none

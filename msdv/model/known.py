@@ -7,7 +7,7 @@ from typing import Any
 from msdv.config import GroupNormMode
 from msdv.errors import MsdvError, UsageError
 from msdv.model import hub
-from msdv.model.folder import PARTS, plain_blocks
+from msdv.model.folder import PARTS, plain_blocks, read_sampling
 from msdv.model.parts import check_unet
 from msdv.model.single_file import read_single_file
 from msdv.model.tensors import read_json
@@ -68,6 +68,8 @@ class Architecture:
     vae: dict[str, Any] = field(default_factory=lambda: _VAE)
     text_encoder: dict[str, Any] = field(default_factory=lambda: _TEXT_1)
     group_norm: GroupNormMode | None = None
+    steady: int = 0
+    """With how many frames on each side each is averaged, unless something else is asked for."""
 
     @property
     def size(self) -> int:
@@ -147,4 +149,6 @@ def _read_folder(folder: Path, name: str) -> Architecture:
     is_2022 = str(unet.get("_class_name", "")).startswith("UNetPseudo3D")
     unet = plain_blocks(unet) if is_2022 else unet
     check_unet(unet, str(folder / "unet" / "config.json"))
-    return Architecture(name, unet, vae, text, "joint" if is_2022 else None)
+    said = folder / "sampling.json"
+    steady = read_sampling(said).steady if said.is_file() else 0
+    return Architecture(name, unet, vae, text, "joint" if is_2022 else None, steady)

@@ -39,15 +39,18 @@ PROGRAM = 900 * 2**20
 """The same in the computer's memory: Python and the libraries."""
 GIF_WAITING = 64 * 2**20
 """Bytes of frames that wait in memory for a gif's palette (data/encode.py); more wait on the disk."""
+STEADIED, STEADYING = 31, 287
+"""Bytes a pixel, in the computer's memory, of each frame that waits to be averaged with later ones (data/steady.py),
+and of what averaging one takes, the frame itself included."""
 FRAGMENTATION = 0.05
 """Share of the tensors' bytes that torch's allocator holds besides on a card, in gaps. An allowance, not predicted."""
 
 UNET, TEMPORAL, GRADIENTS = "frozen UNet weights", "temporal weights", "gradients of the temporal weights"
 LORA = "LoRA weights"
 OPTIMIZER, OTHERS, DATA = "optimizer", "text encoder and autoencoder", "latents, noise and texts"
-RESULT = "pictures"
+RESULT, AVERAGED = "pictures", "frames that are averaged"
 CARD_ALLOWANCE, PROGRAM_ALLOWANCE = "CUDA", "program"
-FIXED = (UNET, TEMPORAL, LORA, GRADIENTS, OPTIMIZER, OTHERS, CARD_ALLOWANCE, PROGRAM_ALLOWANCE)
+FIXED = (UNET, TEMPORAL, LORA, GRADIENTS, OPTIMIZER, OTHERS, AVERAGED, CARD_ALLOWANCE, PROGRAM_ALLOWANCE)
 """What does not grow with the number of frames."""
 
 
@@ -85,6 +88,10 @@ class Job:
     """In sampling: whether a video's ends are shown twice, if it has any (see ends.py)."""
     around: bool = False
     """In sampling: whether frames are made around a video, if it has ends."""
+    videos: int = 1
+    """In sampling: how many are decoded side by side."""
+    steady: int = 0
+    """In sampling: with how many frames on each side each is averaged."""
 
     @property
     def made(self) -> int:
@@ -349,20 +356,32 @@ class Rehearsal:
         for a gif's palette."""
         job = self.job
         with self._counting() as ledger, torch.no_grad():
-            since, size = ledger.now, job.frames * job.height * job.width * 3
-            waiting = torch.zeros(0 if together else min(size, GIF_WAITING), dtype=torch.uint8, device=HOST)
+            since, waiting = ledger.now, {} if together else self._waiting()
+            for label, frames in waiting.items():
+                ledger.label([frames], label)
             passes = self._base(vae).decode_passes(latents[0].transpose(0, 1))
             pictures = [next(passes)]
-            # The passes are alike: the first and the last tell the peak, with what those between them made.
-            between = max(0, job.frames - 2 * len(pictures[0])) if together else 0
-            pictures.append(torch.zeros(between, job.height, job.width, 3, dtype=torch.uint8, device=HOST))
+            # The passes are alike: the first and the last tell the peak, with what those between them made, or with a
+            # pass of each other video.
+            a_pass = len(pictures[0])
+            more = max(0, job.frames - 2 * a_pass) if together else (job.videos - 1) * a_pass
+            pictures.append(torch.zeros(more, job.height, job.width, 3, dtype=torch.uint8, device=HOST))
             pictures += islice(passes, 1)
-            ledger.label([*pictures, waiting], RESULT)
+            ledger.label(pictures, RESULT)
             del passes
             if together:
                 whole = torch.zeros(job.frames, *pictures[0].shape[1:], dtype=torch.uint8, device=HOST)
                 ledger.label([whole], RESULT)
             return self._footprint(stage, since)
+
+    def _waiting(self) -> dict[str, Tensor]:
+        """Bytes in the computer's memory, by what they hold, of frames on their way to a file: those that wait to be
+        averaged, and for a gif's palette."""
+        job = self.job
+        each = STEADYING + STEADIED * job.videos * job.steady if job.steady else 0
+        palette = min(3 * job.videos * job.frames * job.height * job.width, GIF_WAITING)
+        sizes = {AVERAGED: each * job.height * job.width, RESULT: palette}
+        return {label: torch.zeros(size, dtype=torch.uint8, device=HOST) for label, size in sizes.items()}
 
 
 def margin(tensors: int, *, card: bool) -> dict[str, int]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msdv.config import Dither
+from msdv.config import Dither, SampleConfig
 from msdv.console import progress
 from msdv.data.start import Footage
 from msdv.data.steady import steadied
@@ -34,6 +34,14 @@ class Steadying:
 
 
 _AS_THEY_COME = Steadying()
+
+
+def steady_of(config: SampleConfig, usual: int) -> int:
+    """Neighbours on each side: what --steady says, else what is `usual` with the image model, but none with noise that
+    was given, whose result is somebody else's business."""
+    if config.steady is not None:
+        return config.steady
+    return 0 if config.latents else usual
 
 
 def write_result(

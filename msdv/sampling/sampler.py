@@ -36,8 +36,8 @@ from msdv.sampling.load import load_models
 from msdv.sampling.moving import MotionReport, Watch, borders_of
 from msdv.sampling.noise import draw_noise, read_latents
 from msdv.sampling.repeat import hash_inputs
-from msdv.sampling.results import Steadying, write_result
-from msdv.sampling.shots import is_finished, parse_seeds
+from msdv.sampling.results import Steadying, steady_of, write_result
+from msdv.sampling.shots import is_finished, seeds_of
 from msdv.sampling.source import SourceVideo
 from msdv.sampling.starting import TextAt, passes_of, read_start
 from msdv.sampling.steering import Steering, around_video, flow_around, goes_on_around
@@ -82,8 +82,7 @@ class Sampler:
         self.scheduler = config.scheduler or defaults.scheduler
         self.steps = config.steps or defaults.steps
         self.guidance = defaults.guidance if config.guidance is None else config.guidance
-        usual = defaults.steady if self._noise is None else 0
-        self.steady = usual if config.steady is None else config.steady
+        self.steady = steady_of(config, defaults.steady)
         job = Job(
             Architecture(self.base.name, self.base.unet_config, self.base.vae_config),
             frames=self.passes.most_together if self.passes else self.frames,
@@ -99,6 +98,8 @@ class Sampler:
             length=length_of(config),
             ends=self._noise is None,
             around=goes_on_around(config, self.metadata, self.passes),
+            videos=len(seeds_of(config)),
+            steady=self.steady,
         )
         check_frames(job.length.together(job.made), job.arch)
         self.memory, savings, line = choose_savings(job, config)
@@ -155,7 +156,7 @@ class Sampler:
     def make(self, config: SampleConfig, last: bool) -> None:
         """Write the video that `config` says, or the videos of its seeds side by side; after the `last` one the UNet is
         gone."""
-        seeds = [config.seed] if config.seeds is None else parse_seeds(config.seeds)
+        seeds = seeds_of(config)
         with preview_of(config.out if config.preview else None) as preview:
             latents, motions = [], []
             for seed in seeds:

@@ -42,6 +42,11 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def seeds_of(config: SampleConfig) -> list[int]:
+    """Of the videos that stand side by side in one result. Errors as in `parse_seeds`."""
+    return [config.seed] if config.seeds is None else parse_seeds(config.seeds)
+
+
 def read_prompts(path: Path) -> list[str]:
     """The lines of a text file, without those that are empty or begin with #.
 

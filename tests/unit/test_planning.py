@@ -5,6 +5,8 @@ import pytest
 
 from msdv.cli import run
 from msdv.config import SampleConfig, TrainConfig
+from msdv.model.memory import AVERAGED
+from msdv.model.plan import Estimate
 from msdv.planning import plan_sample, plan_training
 from tests.tiny import save_folder
 
@@ -44,6 +46,17 @@ def test_a_sample_is_planned_without_a_prompt(base: str, capsys: pytest.CaptureF
     assert plan["fits"] is True
     assert plan["settings"]["chunk_frames"] == 0 and "checkpointing" not in plan["settings"]
     assert list(plan["stages"]) == ["encoding texts", "denoising", "decoding"]
+
+
+def test_videos_side_by_side_take_the_computers_memory_and_not_the_cards(base: str) -> None:
+    def planned(**wish: object) -> Estimate:
+        values = {"plan": True, "base": base, "frames": 4, "size": 256, "vram": 2, "steady": 8, **wish}
+        return plan_sample(SampleConfig.model_validate(values)).plan.chosen
+
+    one, many = planned(), planned(seeds="0-63")
+    assert one.peak_bytes == many.peak_bytes  # they are decoded in turn
+    assert many.host.parts[AVERAGED] > 64 * 8 * 31 * 256 * 256
+    assert many.host.size > one.host.size + 63 * 8 * 31 * 256 * 256
 
 
 def test_the_table_tells_where_everything_goes_and_what_else_there_is(base: str) -> None:

@@ -7,7 +7,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from msdv.errors import MsdvError, UsageError
 from msdv.model.build import network_config
+from msdv.model.folder import read_folder
 from msdv.model.known import KNOWN, find_architecture
+from msdv.run import BUILTIN
 from tests.tiny import save_folder, save_single_file, tiny_pipeline, tiny_unet
 
 # What the published weights count.
@@ -66,7 +68,8 @@ def test_a_single_file_and_the_builtin_tell_theirs(tmp_path: Path) -> None:
     assert tuple(find_architecture(str(file)).unet["block_out_channels"]) == tuple(
         tiny_unet().config.block_out_channels
     )
-    assert find_architecture("builtin").size == 128
+    builtin = find_architecture("builtin")
+    assert builtin.size == 128 and builtin.steady == read_folder(BUILTIN).sampling.steady == 4
 
 
 def test_the_2022_layout_is_known_by_its_configuration() -> None:

@@ -1,9 +1,11 @@
 """What is predicted on fake tensors, against what torch's allocator hands out when the same is done on real ones."""
 
+import tracemalloc
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,13 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from msdv.data import encode
+from msdv.data.steady import steadied
 from msdv.model.base import Base
 from msdv.model.diffusion import denoise, make_scheduler
 from msdv.model.ends import with_ends
 from msdv.model.guidance import Guided, OneText
 from msdv.model.inflate import VideoUNet, inflate
 from msdv.model.known import Architecture, find_architecture
-from msdv.model.memory import GIF_WAITING, Job, Rehearsal, margin, train_step
+from msdv.model.memory import AVERAGED, GIF_WAITING, Job, Rehearsal, margin, train_step
 from msdv.model.optimizer import MasterOptimizer
 from msdv.model.parts import SamplingDefaults
 from msdv.model.savings import Savings, cheapest_first, unit_costs
@@ -268,6 +271,19 @@ def test_frames_that_are_written_as_they_come_take_no_memory() -> None:
     assert few.device.parts["pictures"] == pytest.approx(GIF_WAITING, rel=0.01)
     assert many.device.parts["pictures"] == few.device.parts["pictures"]
     assert GIF_WAITING == encode.MOST_WAITING
+
+
+def test_frames_that_wait_to_be_averaged_are_counted() -> None:
+    what = job(frames=12, size=128, videos=4, steady=3)
+    frames = np.random.default_rng(0).integers(0, 256, (what.videos, what.frames, 128, 128, 3), np.uint8)
+    videos = [steadied((frame.copy() for frame in video), what.steady) for video in frames]
+    tracemalloc.start()
+    for _ in zip(*videos, strict=True):
+        pass
+    real = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    decoding = Rehearsal(what).sample(Savings())[2]
+    assert decoding.device.parts[AVERAGED] == pytest.approx(real, rel=0.05)
 
 
 def test_frames_of_a_samples_gif_in_training_come_together() -> None:
