@@ -1,10 +1,11 @@
 """White noise that is carried along: under the latents lie particles, which move from frame to frame.
 
-A particle is a value of white noise for each channel. In each pixel lies exactly one, and a latent is the sum of its 64
-over 8: so every frame by itself is independent Gaussian noise of variance 1, whatever the flow. Which of two particles
-in one pixel stays is decided without looking at their values, and a pixel that stays empty gets a new one. The aim is
-that of Chang et al., "How I Warped Your Noise" (ICLR 2024); moving noise on from frame to frame, by pixels, is that of
-Burgert et al. 2025, "Go-with-the-Flow" (2501.08331).
+A particle is a value of white noise for each channel, at a place of its own, which the flow moves exactly. A latent is
+the sum of those in it over the root of their number: so every frame by itself is independent Gaussian noise of variance
+1, whatever the flow, as long as no latent is empty. Which particles are left out where they crowd, and where new ones
+come in, is decided without looking at their values. The aim is that of Chang et al., "How I Warped Your Noise" (ICLR
+2024); moving noise on from frame to frame is that of Burgert et al. 2025, "Go-with-the-Flow" (2501.08331), who move it
+by whole pixels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,105 +16,90 @@ from torch import Tensor
 
 CELL = 8
 """Pixels to a latent."""
-_PHASE = 0.25
-"""Particles begin this far at most from the middles of their pixels, all equally far: none lies on a border, where
-rounding would tear apart what moves together, and what trembles at rest stays where it is."""
-_CENTRED = 0.1
-"""How much it counts, of two particles in a pixel, which one is nearer to its middle, against which one is slower."""
-
-_BESIDE = ((1, 0), (0, 1), (1, 1), (-1, 0), (0, -1), (-1, 1), (1, -1), (-1, -1))
-"""Where there may be room, to the right and down."""
+_BLOCK = 4
+"""Pixels to a block, each way: where particles are counted. At first there is one in each pixel."""
+_FEWEST, _MOST = _BLOCK**2 // 2, 2 * _BLOCK**2
+"""Particles in a block. Between these their number does not matter: that they are moved on is worth more."""
+_OVERTAKEN = 2.0, 0.1
+"""Times, and pixels a frame more: what is so much faster than another particle in its pixel has gone behind it."""
 
 
 class Particles:
-    """Particles under one picture, one in each pixel."""
+    """Particles under one picture."""
 
     def __init__(self, channels: int, height: int, width: int, generator: torch.Generator) -> None:
         """For latents of `channels` x `height` x `width`."""
         self._shape = height * CELL, width * CELL
         self._generator = generator
-        rows, columns = self._shape
-        phase = (2 * _PHASE * torch.rand(2, generator=generator) - _PHASE).tolist()
-        self._offset = [np.full(rows * columns, value, np.float32) for value in phase]  # right, down, of the middles
-        self._values = torch.randn(rows * columns, channels, generator=generator).numpy()
-        self._row, self._column = (place.ravel().astype(np.int32) for place in np.indices(self._shape))
+        self._values = np.empty((0, channels), np.float32)
+        self._x, self._y = np.empty(0), np.empty(0)  # in pixels, to the right and down
+        self._add(np.arange(self._shape[0] * self._shape[1]))
 
     def latents(self) -> Tensor:
         """(c, h, w)."""
-        rows, columns = self._shape
-        sums = self._values.reshape(rows // CELL, CELL, -1).sum(1)
-        sums = sums.reshape(rows // CELL, columns // CELL, CELL, -1).sum(2)
-        return torch.from_numpy(sums / np.float32(CELL)).permute(2, 0, 1)
+        rows, columns = (pixels // CELL for pixels in self._shape)
+        cell = self._y.astype(np.intp) // CELL * columns + self._x.astype(np.intp) // CELL
+        number = np.bincount(cell, minlength=rows * columns)
+        sums = [np.bincount(cell, values, rows * columns) for values in self._values.T]
+        return torch.from_numpy((np.stack(sums) / np.sqrt(number)).astype(np.float32).reshape(-1, rows, columns))
 
     def move(self, flow: Tensor) -> None:
         """On to the next frame by flow (2, 8h, 8w), in pixels, to the right and down."""
-        right, down = flow.reshape(2, -1).numpy()
-        across, x = _whole_and_rest(self._offset[0] + right)
-        along, y = _whole_and_rest(self._offset[1] + down)
-        if not (across.any() or along.any()):
-            self._offset = [x, y]
+        pixel = self._pixel()
+        right, down = (part[pixel] for part in flow.reshape(2, -1).numpy())
+        if not (right.any() or down.any()):
             return
         rows, columns = self._shape
-        column, row = self._column + across, self._row + along
-        inside = np.flatnonzero((column >= 0) & (column < columns) & (row >= 0) & (row < rows)).astype(np.int32)
-        target = row * columns + column
+        self._x, self._y = self._x + right, self._y + down
+        speed = np.hypot(right, down)
+        inside = (self._x >= 0) & (self._x < columns) & (self._y >= 0) & (self._y < rows)
+        speed = self._keep(inside, speed)
 
-        def badness(particles: np.ndarray) -> np.ndarray:
-            """What is slower stays: clouds vanish behind a hill, not the hill under them."""
-            speed = np.hypot(right[particles], down[particles])
-            return np.asarray(speed + _CENTRED * np.maximum(np.abs(x[particles]), np.abs(y[particles])))
+        # Clouds vanish behind a hill, not the hill under them.
+        pixel = self._pixel()
+        slowest = np.full(rows * columns, np.inf, np.float32)
+        np.minimum.at(slowest, pixel, speed)
+        times, more = _OVERTAKEN
+        speed = self._keep(speed <= times * slowest[pixel] + more, speed)
 
-        winner = np.full(rows * columns, -1, np.int32)
-        winner[target[inside]] = inside  # of several, the last
-        lost = inside[winner[target[inside]] != inside]
-        while lost.size:
-            lost = lost[badness(lost) < badness(winner[target[lost]])]
-            winner[target[lost]] = lost
-            lost = lost[winner[target[lost]] != lost]
-        if len(inside) > np.count_nonzero(winner >= 0):
-            won = np.zeros(rows * columns, bool)
-            won[winner[winner >= 0]] = True
-            self._make_room(inside[~won[inside]], winner, (column, row), [x, y])
+        block = self._block(pixel := self._pixel())
+        number = np.bincount(block, minlength=rows * columns // _BLOCK**2)
+        if (number > _MOST).any():
+            crowded = np.flatnonzero(number[block] > _MOST)
+            crowded = crowded[np.lexsort((speed[crowded], block[crowded]))]  # in each block, the slowest first
+            of = block[crowded]
+            stays = np.ones(len(block), bool)
+            stays[crowded[np.arange(len(of)) - np.searchsorted(of, of) >= _MOST]] = False
+            self._keep(stays, speed)
+        if (number < _FEWEST).any():
+            empty = np.ones(rows * columns, bool)
+            empty[pixel] = False
+            free = np.flatnonzero(empty)
+            self._add(free[number[self._block(free)] < _FEWEST])
 
-        empty = np.flatnonzero(winner < 0)
-        self._values = self._values[winner]
-        self._values[empty] = torch.randn(len(empty), self._values.shape[1], generator=self._generator).numpy()
-        # New ones are as far from the middles as those that they follow: as if they had come from outside.
-        back_column = np.clip(self._column[empty] - np.rint(right[empty]).astype(np.int32), 0, columns - 1)
-        back_row = np.clip(self._row[empty] - np.rint(down[empty]).astype(np.int32), 0, rows - 1)
-        winner[empty] = back_row * columns + back_column
-        self._offset = [x[winner], y[winner]]
+    def _pixel(self) -> np.ndarray:
+        """In which pixel each particle is, counted line by line."""
+        return self._y.astype(np.int32) * self._shape[1] + self._x.astype(np.int32)
 
-    def _make_room(
-        self, lost: np.ndarray, winner: np.ndarray, places: tuple[np.ndarray, np.ndarray], offset: list[np.ndarray]
-    ) -> None:
-        """Give particles whose pixel has another one an empty pixel beside it, if there is one.
-
-        Where flow is not the same everywhere, rounding brings particles together here and parts them there: without
-        this, a tenth to a fifth of them would be lost from each frame to the next.
-        """
+    def _block(self, pixel: np.ndarray) -> np.ndarray:
+        """The blocks of pixels, likewise."""
         columns = self._shape[1]
-        column, row = (place[lost] for place in places)
-        # First on the side of the pixel that they are on.
-        aside, below = (np.where(part[lost] < 0, -1, 1).astype(np.int32) for part in offset)
-        for right, down in _BESIDE:
-            if not lost.size:
-                return
-            x, y = column + right * aside, row + down * below
-            inside = (x >= 0) & (x < columns) & (y >= 0) & (y < self._shape[0])
-            pixel = np.where(inside, y * columns + x, 0)
-            free = inside & (winner[pixel] < 0)
-            winner[pixel[free]] = lost[free]  # of several, the last
-            free &= winner[pixel] == lost
-            for part, by in zip(offset, (right * aside, down * below), strict=True):
-                part[lost[free]] = (part[lost[free]] - by[free]).clip(-0.5, 0.5)
-            lost, column, row, aside, below = (part[~free] for part in (lost, column, row, aside, below))
+        return pixel // columns // _BLOCK * (columns // _BLOCK) + pixel % columns // _BLOCK
 
+    def _keep(self, which: np.ndarray, speed: np.ndarray) -> np.ndarray:
+        """Only these particles; their speeds."""
+        stay = np.flatnonzero(which)  # taking by number is many times as fast as by truth
+        self._x, self._y, self._values = self._x[stay], self._y[stay], self._values.take(stay, 0)
+        return speed[stay]
 
-def _whole_and_rest(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values as whole numbers and what is left, -0.5 to 0.5."""
-    whole = np.floor(values + np.float32(0.5))
-    return whole.astype(np.int32), values - whole
+    def _add(self, pixels: np.ndarray) -> None:
+        """A new particle in each of these pixels, anywhere in it."""
+        within = torch.rand(2, len(pixels), generator=self._generator).double().numpy()
+        new = torch.randn(len(pixels), self._values.shape[1], generator=self._generator).numpy()
+        columns = self._shape[1]
+        self._x = np.concatenate([self._x, pixels % columns + within[0]])
+        self._y = np.concatenate([self._y, pixels // columns + within[1]])
+        self._values = np.concatenate([self._values, new])
 
 
 def carried_noise(

@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +75,14 @@ class Amount:
 
     seeds: int = 10  # of each sky
     tries: int = 10  # of --motion, and of words
-    longs: int = 4  # long clips
+    longs: int = 8  # long clips, and as many short ones to compare them with
     loss_clips: int = 12
     short: int = 25  # frames
     long: int = 120
     pictures: int = 120  # skies that the classifier is tested on
 
 
-QUICK = Amount(seeds=4, tries=6, longs=1, loss_clips=6)
+QUICK = Amount(seeds=4, tries=6, longs=2, loss_clips=6)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Judge:
             for seed in range(self._amount.seeds)
         ]
         self._made = self._sample(wishes, "skies")
-        found = self._short = self._measure(made.frames for made in self._made)
+        found = self._measure(made.frames for made in self._made)
         real, coded = self._real, self._coded
         moves, still = _value(found, "flow_moving"), _value(found, "flow_still")
         usual = _value(real, "flow_moving")
@@ -208,23 +208,24 @@ class Judge:
             self.judged.numbers[f"named {what}"] = named
 
     def long(self) -> None:
-        """120 frames by the numbers of 25."""
-        wishes = [
-            Wish(FORMS[1].format(name), FIRST_SEED + i, self._amount.long)
-            for i, name in enumerate(ASKED[: self._amount.longs])
-        ]
+        """120 frames by the numbers of 25, of the same prompts and seeds."""
+        prompts = (FORMS[i % len(FORMS)].format(ASKED[i % len(ASKED)]) for i in range(self._amount.longs))
+        wishes = [Wish(prompt, FIRST_SEED + 20 + i, self._amount.long) for i, prompt in enumerate(prompts)]
         found = self._measure((made.frames for made in self._sample(wishes, "long")), lines=True)
+        begun = [replace(wish, frames=self._amount.short) for wish in wishes]
+        parts = self._measure(made.frames for made in self._sample(begun, "long-short"))
         # Two of each sky, and every speed as often as in the training clips.
         skies = [real_skies(4, REAL_SEED + i, name)[turn % 4] for i, name in enumerate(ASKED) for turn in (i, i + 1)]
         real = self._measure((render_clip(sky, self._amount.long) for sky in skies), lines=True)
-        self.judged.numbers["long"] = {"sampled": found.numbers.as_dict(), "real": real.numbers.as_dict()}
+        several = {"sampled": found, "short": parts, "real": real}
+        self.judged.numbers["long"] = {name: clips.numbers.as_dict() for name, clips in several.items()}
         for name, what in (
             ("flow_moving", "sky moves"),
             ("flow_still", "ground moves"),
             ("warp_error", "change along the motion"),
             ("fine_flicker", "flicker of pixels"),
         ):
-            long, short = _value(found, name), _value(self._short, name)
+            long, short = _value(found, name), _value(parts, name)
             good = abs(long / short - 1) <= 0.25 if name == "flow_moving" else long <= 1.25 * short
             target = f"as {self._amount.short} frames: {short:.3g}"
             self._row(f"{what}, {self._amount.long} frames", target, long, _value(real, name), good=good)
