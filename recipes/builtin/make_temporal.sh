@@ -15,7 +15,7 @@ run=run
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 mkdir -p "$work"
 cd "$work"
-[ -d videos ] || python -m msdv.data.synthetic videos --count 1100 --seconds 9 --fps 5 --seed 100
+[ -d videos ] || python -m msdv.data.synthetic videos --count 700 --seconds 14 --fps 5 --seed 100
 msdv prep videos frames --config "$recipe"
 resume=""
 [ ! -d "$run/checkpoints" ] || resume="--resume $run"

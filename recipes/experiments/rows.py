@@ -101,5 +101,10 @@ ROWS = {
         # Compare with clips-12: in float32 latents are cached anew, which takes its time.
         Row("float32", ("--data", "runs/experiments/frames/12", "--no-bf16")),
         Row("float16", ("--data", "runs/experiments/frames/12", "--no-bf16"), script="half.py", seeds=(0,)),
+        # Four times as long, for what could turn around.
+        Row("frames-25-long", ("--steps", "480"), seeds=(0,), lengths=()),
+        Row("frames-9-long", ("--frames", "9", "--batch-size", "3", "--steps", "444"), seeds=(0,), lengths=()),
+        Row("clips-12-long", ("--data", "runs/experiments/frames/12", "--steps", "480"), seeds=(0,), lengths=()),
+        Row("unfrozen-long", ("--steps", "480"), script="unfrozen.py", pipeline=True, seeds=(0,), lengths=()),
     )
 }
