@@ -98,7 +98,7 @@ def write_front(work: Path) -> None:
     """Four videos in one."""
     videos = []
     for prompt, motion, seed in FRONT:
-        values = {"prompt": prompt, "motion": motion, "seed": seed, "frames": 72, "window": 24, "overlap": 10}
+        values = {"prompt": prompt, "motion": motion, "seed": seed, "frames": 72}
         values |= {"base": "builtin", "model": "builtin", "device": "cpu", "out": work / f"front-{seed}"}
         sample(SampleConfig.model_validate(values))
         videos.append(read_video(work / f"front-{seed}")[0])
