@@ -21,13 +21,14 @@ from msdv.model.temporal import check_kind
 from msdv.model.text_track import text_keys
 from msdv.model.windows import length_of
 from msdv.run import BUILTIN, is_pipeline, newest_run_with_weights, start_of, trained_base, weights_in
+from msdv.sampling.noise import read_latents
 from msdv.sampling.options import check_options as check_sampling
 from msdv.sampling.repeat import repeated
 from msdv.sampling.results import steady_of
 from msdv.sampling.shots import seeds_of
 from msdv.sampling.source import SourceVideo
-from msdv.sampling.starting import passes_of
-from msdv.sampling.steering import goes_on_around
+from msdv.sampling.starting import passes_of, read_start
+from msdv.sampling.steering import wants_frames_around
 from msdv.weights import TemporalMetadata, read_metadata
 
 GIB = 2**30
@@ -81,7 +82,7 @@ class PlanReport:
                 lines.append(
                     f"  {name:8}{peak:6.2f}  {time:5.2f}  {estimate.settings.words(self.sampling) or '(none)'}"
                 )
-        lines += ["", *(f"frames at most, {how}: {count}" for how, count in plan.most_frames.items())]
+        lines += ["", *(f"frames at most, {how}: about {count}" for how, count in plan.most_frames.items())]
         if plan.budget is not None:
             room = f"{chosen.peak_bytes / GIB:.1f} of {plan.budget / GIB:.1f} GiB"
             lines.append(f"fits: {room}" if plan.fits else f"does not fit: {room}; {self._advice()}")
@@ -169,17 +170,22 @@ def plan_sample(config: SampleConfig) -> PlanReport:
     metadata: TemporalMetadata | None = read_metadata(known) if known else None
     if config.video is not None:
         config = SourceVideo(config).choose(config, metadata)
+    noise = read_latents(config) if config.latents else None
+    if noise is not None:
+        config = config.model_copy(update={"frames": noise.shape[2]})
     size, group_norm = (metadata.size, metadata.group_norm) if metadata else (None, None)
-    passes = _passes(config, metadata)
-    together = passes.most_together if passes else config.frames
-    job = _job(config, weights, metadata, together, config.size or size, group_norm)
+    frames = read_start(config).lead(metadata) + config.frames
+    passes = _passes(config, metadata, frames)
+    job = _job(config, weights, metadata, passes.most_together if passes else frames, config.size or size, group_norm)
     job = replace(
         job,
+        height=job.height if noise is None else 8 * noise.shape[-2],
+        width=job.width if noise is None else 8 * noise.shape[-1],
         guidance=7.5 if config.guidance is None else config.guidance,
         cache=config.cache,
         length=length_of(config),
         ends=config.latents is None,
-        around=goes_on_around(config, metadata, passes),
+        around=wants_frames_around(config, metadata, passes),
         videos=len(seeds_of(config)),
         steady=steady_of(config, job.architecture.steady),
     )
@@ -228,11 +234,11 @@ def _planner(job: Job, config: TrainConfig | SampleConfig) -> Planner:
     return Planner(job, budget=budget, fixed=fixed, sampling=isinstance(config, SampleConfig))
 
 
-def _passes(config: SampleConfig, metadata: TemporalMetadata | None) -> Passes | None:
+def _passes(config: SampleConfig, metadata: TemporalMetadata | None, frames: int) -> Passes | None:
     """Of keyframes: without weights, --keyframe-passes is about those that it was made for."""
     if metadata is None and config.keyframe_passes:
-        return Passes(config.frames, every=4, passes=config.keyframe_passes, window=25)
-    return passes_of(config, metadata, config.frames)
+        return Passes(frames, every=4, passes=config.keyframe_passes, window=25)
+    return passes_of(config, metadata, frames)
 
 
 def _report(what: str, planner: Planner, settings: dict[str, Any]) -> PlanReport:

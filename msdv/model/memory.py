@@ -378,7 +378,9 @@ class Rehearsal:
         """Bytes in the computer's memory, by what they hold, of frames on their way to a file: those that wait to be
         averaged, and for a gif's palette."""
         job = self.job
-        each = STEADYING + STEADIED * job.videos * job.steady if job.steady else 0
+        around = 2 * min(job.steady, job.frames - 1) if job.length.loop else 0  # the ends of a loop come again
+        reach = min(job.steady, job.frames + around - 1)
+        each = STEADYING + STEADIED * job.videos * reach if reach else 0
         palette = min(3 * job.videos * job.frames * job.height * job.width, GIF_WAITING)
         sizes = {AVERAGED: each * job.height * job.width, RESULT: palette}
         return {label: torch.zeros(size, dtype=torch.uint8, device=HOST) for label, size in sizes.items()}

@@ -21,7 +21,7 @@ _BLOCK = 4
 _FEWEST, _MOST = _BLOCK**2 // 2, 2 * _BLOCK**2
 """Particles in a block. Between these their number does not matter: that they are moved on is worth more."""
 _OVERTAKEN = 2.0, 0.1
-"""Times, and pixels a frame more: what is so much faster than another particle in its pixel has gone behind it."""
+"""Times, and pixels a frame beyond that: what is faster than another particle in its pixel has gone behind it."""
 
 
 class Particles:
@@ -71,7 +71,7 @@ class Particles:
             stays = np.ones(len(block), bool)
             stays[crowded[np.arange(len(of)) - np.searchsorted(of, of) >= _MOST]] = False
             self._keep(stays, speed)
-        if (number < _FEWEST).any():
+        if (number < _FEWEST).any():  # other blocks than those that were crowded: the numbers hold
             empty = np.ones(rows * columns, bool)
             empty[pixel] = False
             free = np.flatnonzero(empty)

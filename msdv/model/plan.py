@@ -70,7 +70,7 @@ class Plan:
     """The next settings that take less memory and more time."""
     larger: Estimate | None = None
     most_frames: dict[str, int] = field(default_factory=dict)
-    """How many frames would fit at most: `with these settings`, `with all savings`."""
+    """How many frames would fit at most, about: `with these settings`, `with all savings`."""
 
     @property
     def fits(self) -> bool:
@@ -146,10 +146,10 @@ class Planner:
             plan.smaller = self._neighbour(chosen.settings, +1)
             plan.larger = self._neighbour(chosen.settings, -1)
             if self.budget is not None:
-                plan.most_frames["with these settings"] = self.most_frames(chosen.settings)
-                plan.most_frames["with all savings, about"] = self.most_frames(
-                    self.notches[-1], trials=0 if self.job.length.window is None else 3
-                )
+                own = self.most_frames(chosen.settings)
+                trials = 0 if self.job.length.window is None else 3
+                saving = max(own, self.most_frames(self.notches[-1], trials=trials))  # it is rough without a trial
+                plan.most_frames |= {"with these settings": own, "with all savings": saving}
         return plan
 
     def _with_fewest_units(self, full: Settings) -> Settings:

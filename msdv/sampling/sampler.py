@@ -40,7 +40,7 @@ from msdv.sampling.results import Steadying, steady_of, write_result
 from msdv.sampling.shots import is_finished, seeds_of
 from msdv.sampling.source import SourceVideo
 from msdv.sampling.starting import TextAt, passes_of, read_start
-from msdv.sampling.steering import Steering, around_video, flow_around, goes_on_around
+from msdv.sampling.steering import Steering, around_video, flow_around, wants_frames_around
 from msdv.weights import load_temporal
 
 _NOT_OF_THE_VIDEO = {"out", "overwrite", "plan", "json_output", "report"}
@@ -97,7 +97,7 @@ class Sampler:
             cache=config.cache,
             length=length_of(config),
             ends=self._noise is None,
-            around=goes_on_around(config, self.metadata, self.passes),
+            around=wants_frames_around(config, self.metadata, self.passes),
             videos=len(seeds_of(config)),
             steady=self.steady,
         )

@@ -48,7 +48,7 @@ def noise_flows(config: SampleConfig, metadata: TemporalMetadata | None) -> bool
     return bool(metadata and metadata.motion and not metadata.shared_noise)
 
 
-def goes_on_around(config: SampleConfig, metadata: TemporalMetadata | None, passes: Passes | None) -> bool:
+def wants_frames_around(config: SampleConfig, metadata: TemporalMetadata | None, passes: Passes | None) -> bool:
     """Whether frames are made around a video, if it has ends: not where some of it is given."""
     given = (config.image, config.continue_from, config.video, config.latents, passes)
     return not any(given) and noise_flows(config, metadata)
@@ -56,7 +56,7 @@ def goes_on_around(config: SampleConfig, metadata: TemporalMetadata | None, pass
 
 def around_video(config: SampleConfig, metadata: TemporalMetadata | None, arch: Arch, passes: Passes | None) -> int:
     """Frames to make at each end of a video beside its own, and to cut off."""
-    on = goes_on_around(config, metadata, passes)
+    on = wants_frames_around(config, metadata, passes)
     return frames_around(arch, length_of(config), config.frames) if on else 0
 
 
@@ -152,7 +152,7 @@ def flow_of_video(path: Path, height: int, width: int, frames: int) -> Tensor:
     if footage.count < 2:
         raise MsdvError(f"--motion {path} is one picture, in which nothing moves: give a video")
     pixels = height * CELL, width * CELL
-    count = min(footage.count, frames) - 1
+    count = max(1, min(footage.count, frames) - 1)
     if footage.count < frames:
         say(f"--motion {path} has {footage.count} frames: its motion begins again after every {footage.count - 1}")
     with progress("frame") as bar:

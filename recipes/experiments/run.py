@@ -51,7 +51,8 @@ def main() -> None:
     seeds = sorted({seed for row in rows for seed in row.seeds} & set(options.seed or range(100)))
     if options.list:
         data = [command for name in VIDEOS for command in data_commands(name)]
-        for command in (*data, *(command for row in rows for command in row.commands(row.seeds[0]))):
+        of_rows = (row.commands(seed) for seed in seeds for row in rows if seed in row.seeds)
+        for command in (*data, *(command for commands in of_rows for command in commands)):
             print(shlex.join(command))
         return
     if options.picture:

@@ -44,7 +44,7 @@ def stretched(field: Tensor, n: int) -> Tensor:
 
 
 def automatic(step: int, n: int) -> Tensor:
-    """What `--motion right` of the built-in model is."""
+    """What `--motion right` of the built-in model is, with its gain."""
     motion = read_metadata(BUILTIN / "temporal.safetensors").motion
     assert motion is not None
     return stretched(flow_for(motion, "right", "", n, n, torch.Generator())[0][0], n)

@@ -1,10 +1,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from msdv.cli import run
 from msdv.config import SampleConfig, TrainConfig
+from msdv.data.video import write_video
 from msdv.model.memory import AVERAGED
 from msdv.model.plan import Estimate
 from msdv.planning import plan_sample, plan_training
@@ -50,13 +54,40 @@ def test_a_sample_is_planned_without_a_prompt(base: str, capsys: pytest.CaptureF
 
 def test_videos_side_by_side_take_the_computers_memory_and_not_the_cards(base: str) -> None:
     def planned(**wish: object) -> Estimate:
-        values = {"plan": True, "base": base, "frames": 4, "size": 256, "vram": 2, "steady": 8, **wish}
+        values = {"plan": True, "base": base, "frames": 12, "size": 256, "vram": 2, "steady": 8, **wish}
         return plan_sample(SampleConfig.model_validate(values)).plan.chosen
 
     one, many = planned(), planned(seeds="0-63")
     assert one.peak_bytes == many.peak_bytes  # they are decoded in turn
     assert many.host.parts[AVERAGED] > 64 * 8 * 31 * 256 * 256
     assert many.host.size > one.host.size + 63 * 8 * 31 * 256 * 256
+
+
+def test_frames_that_can_not_wait_take_nothing(base: str) -> None:
+    def averaged(**wish: object) -> int:
+        values = {"plan": True, "base": base, "size": 256, "vram": 2, "seeds": "0-7", "steady": 32, **wish}
+        plan = plan_sample(SampleConfig.model_validate(values)).plan
+        return plan.chosen.host.parts.get(AVERAGED, 0)
+
+    assert averaged(frames=1) == 0
+    assert averaged(frames=3) == (287 + 31 * 8 * 2) * 256 * 256
+    assert averaged(frames=3, loop=True) == (287 + 31 * 8 * 6) * 256 * 256  # its ends come once more
+
+
+def test_noise_that_is_given_says_how_large_the_video_is(base: str) -> None:
+    save_file({"latents": torch.randn(1, 4, 5, 8, 16)}, "noise.safetensors")
+    values = {"plan": True, "base": base, "latents": "noise.safetensors"}
+    report = plan_sample(SampleConfig.model_validate(values))
+    assert report.what.startswith("sampling 5 frames of 128x64,")
+
+
+def test_frames_that_are_shown_of_another_video_are_counted(base: str) -> None:
+    write_video(Path("before.webp"), [np.zeros((32, 32, 3), np.uint8)] * 3, fps=5)
+    alone, after = (
+        plan_sample(SampleConfig.model_validate({"plan": True, "base": base, "frames": 4, "size": 64, **wish})).plan
+        for wish in ({}, {"continue_from": "before.webp"})
+    )
+    assert (alone.chosen.frames, after.chosen.frames) == (4, 5)
 
 
 def test_the_table_tells_where_everything_goes_and_what_else_there_is(base: str) -> None:

@@ -22,7 +22,7 @@ def test_with_room_a_sample_is_made_at_once() -> None:
 
 
 def test_a_run_that_can_not_fit_is_refused_with_what_would() -> None:
-    with pytest.raises(UsageError, match=r"--vram 0\.48: this takes .* try --frames \d+|smaller --size"):
+    with pytest.raises(UsageError, match=r"--vram 0\.48: this takes .* try (--frames \d+ or )?a smaller --size"):
         choose_savings(JOB, TrainConfig(vram=0.48))
 
 

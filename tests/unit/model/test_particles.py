@@ -155,6 +155,26 @@ def test_no_latent_is_ever_empty_nor_crowded() -> None:
         assert number.max() <= 128, kind
 
 
+def test_what_comes_down_vanishes_behind_what_stands_still() -> None:
+    y, x = place()
+    flow = torch.stack([torch.zeros_like(x), 6.0 * (y < 3)])[None, None]
+    noise = carried_noise((1, 4, 30, SIDE, SIDE), flow, generator())
+    ground = noise[..., 5:, :]
+    assert torch.equal(ground, ground[:, :, :1].expand_as(ground))
+
+
+def test_where_they_crowd_the_fastest_are_left_out() -> None:
+    particles = Particles(1, 1, 1, generator())
+    rows = np.repeat(np.arange(4.0), 10)  # 40 in the first block, which is for 32: ten in a row of four pixels
+    particles._x, particles._y = np.tile(np.arange(10) * 0.38, 4), rows + 0.5
+    particles._values = rows[:, None].astype(np.float32)
+    flow = torch.zeros(2, CELL, CELL)
+    flow[0] = 0.05 + 0.01 * torch.arange(CELL)[:, None]
+    particles.move(flow)
+    left = [int((particles._values == row).sum()) for row in range(4)]
+    assert left == [10, 10, 10, 2]
+
+
 def test_what_trembles_at_rest_stays() -> None:
     flow = 0.04 * torch.randn(1, 24, 2, 16, 16, generator=generator(3))
     noise = carried_noise((1, 4, 25, SIDE, SIDE), flow, generator())

@@ -99,6 +99,10 @@ def test_a_video_that_is_shorter_begins_again_and_says_so(video: Path, capsys: O
     assert min(likeness) > 0.3  # it goes on flowing where the video ends
 
 
+def test_one_frame_takes_the_motion_of_a_video_too(video: Path) -> None:
+    assert steered(motion=str(video), frames=1).shape == (1, 1, 2, 16, 16)
+
+
 def test_a_folder_of_pictures_is_a_video(here: Path) -> None:
     (here / "frames").mkdir()
     for number in range(3):
