@@ -11,9 +11,9 @@ from msdv.model.base import choose_base
 from msdv.model.choosing import fitting_window, fixed_settings, planned_bytes
 from msdv.model.devices import choose_device, plan_precision
 from msdv.model.inflate import DEFAULT_GROUP_NORM, check_frames
+from msdv.model.job import Job
 from msdv.model.keyframes import Passes
 from msdv.model.known import Architecture, find_architecture
-from msdv.model.memory import Job
 from msdv.model.objective import check_options, what_is_given
 from msdv.model.plan import Estimate, Plan, Planner
 from msdv.model.settings import Settings, as_dict

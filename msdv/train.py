@@ -3,14 +3,11 @@
 `train` reads from top to bottom: prepare the run, then the loop (draw, predict, step, log, evaluate, sample, save).
 """
 
-import contextlib
 import functools
 import gc
 import json
 import math
 import os
-import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -18,9 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -28,7 +24,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from msdv.config import TrainConfig
 from msdv.console import progress, say
 from msdv.errors import MsdvError, UsageError, is_out_of_memory
-from msdv.model.devices import choose_device
+from msdv.model.devices import choose_device, memory_used
 from msdv.model.diagnosis import find_not_finite
 from msdv.model.evaluation import HeldOutLoss
 from msdv.model.inflate import most_frames_of
@@ -37,6 +33,7 @@ from msdv.model.step import add_gradients
 from msdv.records import Records
 from msdv.resume import load_checkpoint, open_run, prepare_folder
 from msdv.run import Run
+from msdv.stopping import stop_on_signal
 from msdv.training import Training, learning_rate
 
 # float16 overflows now and then, and the loss scale falls until it does not. This many in a row is no accident; nor are
@@ -198,7 +195,7 @@ class _Loop:
         """All steps from `first`, counted from 0."""
         config = self.config
         recent: deque[float] = deque(maxlen=50)
-        with _stop_on_signal() as stop, progress("step") as bar:
+        with stop_on_signal() as stop, progress("step") as bar:
             task = bar.add_task("training", total=config.steps, completed=first, note="")
             if first:
                 self._catch_up(first)
@@ -216,7 +213,7 @@ class _Loop:
                 done = step + 1
                 self._log(done, outcome, seconds)
                 mean = sum(recent) / max(1, len(recent))
-                bar.update(task, completed=done, note=f"loss {mean:.4f}  {_memory_used(self.device):.1f} GiB")
+                bar.update(task, completed=done, note=f"loss {mean:.4f}  {memory_used(self.device):.1f} GiB")
                 if self._is_marked(done) or stopping or outcome.saves:
                     self._save(done, mean, must=done == config.steps or stopping, evaluates=self._is_marked(done))
                 if self._is_sampled(done) and not stopping:
@@ -365,7 +362,7 @@ class _Loop:
             return
         rate = learning_rate(self.config, step - 1)
         values = {"loss": outcome.loss, "gradient_norm": outcome.norm, "lr": rate, "seconds": seconds}
-        values["memory_gib"] = round(_memory_used(self.device), 3)
+        values["memory_gib"] = round(memory_used(self.device), 3)
         if self.optimizer.scaler.is_enabled():
             values["loss_scale"] = self.optimizer.scaler.get_scale()
         self.records.note_step(step, values, self.skipped)
@@ -426,42 +423,3 @@ class _Loop:
             yield
         finally:
             self.optimizer.use_average(False)
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C (or a request to terminate) sets; the second one interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def on_signal(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            say("stopping after this step; once more to stop at once, without saving")
-
-    # A closed terminal (SIGHUP, SIGBREAK) asks to stop too, unless nohup has it ignored.
-    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, on_signal) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _memory_used(device: torch.device) -> float:
-    """Peak memory so far of the device, or of the process, in GiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float(psutil.Process().memory_info().peak_wset) / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 2**30

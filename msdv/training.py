@@ -26,8 +26,8 @@ from msdv.model.devices import choose_device, choose_precision
 from msdv.model.diffusion import SCHEDULE_KEYS, TrainingSchedule
 from msdv.model.evaluation import HeldOutLoss, held_out_loss
 from msdv.model.inflate import VideoUNet, check_frames
+from msdv.model.job import Job
 from msdv.model.known import Architecture
-from msdv.model.memory import Job
 from msdv.model.noise import clip_offset, independent_noise, mixed_noise, partly_shared_noise
 from msdv.model.objective import betas_of, check_options, kind_of_noise, schedule_to_train_on, what_is_given
 from msdv.model.settings import Settings, as_savings, step_down

@@ -9,7 +9,8 @@ import torch
 from msdv.config import SampleConfig, TrainConfig
 from msdv.errors import UsageError
 from msdv.model.devices import choose_device
-from msdv.model.memory import CARD_CONTEXT, Job
+from msdv.model.job import Job
+from msdv.model.memory import CARD_CONTEXT
 from msdv.model.plan import Planner
 from msdv.model.savings import Savings
 from msdv.model.settings import Settings, as_dict

@@ -2,8 +2,10 @@
 
 import os
 import re
+import sys
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from msdv.errors import UsageError
@@ -88,3 +90,15 @@ def _has_bfloat16(device: torch.device) -> bool:
         except (TypeError, RuntimeError):
             return False
     return True
+
+
+def memory_used(device: torch.device) -> float:
+    """Peak memory so far of the device, or of the process, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float(psutil.Process().memory_info().peak_wset) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 2**30

@@ -8,8 +8,9 @@ from typing import Any
 
 from msdv.model.ends import frames_seen
 from msdv.model.inflate import most_frames_of
+from msdv.model.job import Job
 from msdv.model.ledger import Peak, Work
-from msdv.model.memory import FIXED, Footprint, Job, Rehearsal, margin
+from msdv.model.memory import FIXED, Footprint, Rehearsal, margin
 from msdv.model.savings import Savings, UnitCost
 from msdv.model.settings import SAMPLING_NOTCHES, TRAINING_NOTCHES, Settings, as_savings, is_sound
 

@@ -22,10 +22,10 @@ from msdv.model.ends import with_ends
 from msdv.model.given import Given
 from msdv.model.guidance import Guided, OneText
 from msdv.model.inflate import check_frames
+from msdv.model.job import Job
 from msdv.model.keyframes import make_by_keyframes
 from msdv.model.known import Architecture
 from msdv.model.lora import Lora, parse_lora
-from msdv.model.memory import Job
 from msdv.model.preview import Preview, preview_of
 from msdv.model.resting import off_card
 from msdv.model.temporal import build_video_unet, noise_schedule

@@ -9,8 +9,9 @@ import torch
 from msdv.config import SampleConfig, TrainConfig
 from msdv.data.video import read_video
 from msdv.model.inflate import inflate
+from msdv.model.job import Job
 from msdv.model.known import Architecture
-from msdv.model.memory import CARD_CONTEXT, Job, Rehearsal, train_step
+from msdv.model.memory import CARD_CONTEXT, Rehearsal, train_step
 from msdv.model.optimizer import MasterOptimizer
 from msdv.model.savings import Savings
 from msdv.sample import sample

@@ -20,8 +20,9 @@ from msdv.model.diffusion import denoise, make_scheduler
 from msdv.model.ends import with_ends
 from msdv.model.guidance import Guided, OneText
 from msdv.model.inflate import VideoUNet, inflate
+from msdv.model.job import Job
 from msdv.model.known import Architecture, find_architecture
-from msdv.model.memory import AVERAGED, GIF_WAITING, Job, Rehearsal, margin, train_step
+from msdv.model.memory import AVERAGED, GIF_WAITING, Rehearsal, margin, train_step
 from msdv.model.optimizer import MasterOptimizer
 from msdv.model.parts import SamplingDefaults
 from msdv.model.savings import Savings, cheapest_first, unit_costs

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msdv.model import memory
+from msdv.model.job import Job
 from msdv.model.known import Architecture
 from msdv.model.ledger import Ledger
-from msdv.model.memory import Job, Rehearsal
+from msdv.model.memory import Rehearsal
 from msdv.model.placeholders import CARD, HOST, Done, Placeholders, device_of
 from msdv.model.savings import Savings
 from tests.tiny import tiny_text_encoder, tiny_unet, tiny_vae

@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from msdv.model.job import Job
 from msdv.model.known import KNOWN, Architecture
-from msdv.model.memory import CARD_CONTEXT, Job
+from msdv.model.memory import CARD_CONTEXT
 from msdv.model.plan import Planner
 from msdv.model.settings import Settings
 from msdv.model.windows import Length

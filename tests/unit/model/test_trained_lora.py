@@ -10,8 +10,9 @@ from torch import Tensor
 
 from msdv.errors import UsageError
 from msdv.model.inflate import VideoUNet
+from msdv.model.job import Job
 from msdv.model.lora import Choice, Lora, merge
-from msdv.model.memory import Job, Rehearsal
+from msdv.model.memory import Rehearsal
 from msdv.model.savings import Savings
 from msdv.model.trained_lora import add_lora, save_kohya, save_lora
 from msdv.weights import TemporalMetadata
