@@ -7,7 +7,7 @@
 Prints a table in markdown, also in OUT/table.md; all numbers are in OUT/judged.json, and what there is to see in
 OUT/*.png. Real clips are rendered (msdv/data/synthetic.py) and go through nothing; "coded" are the same clips after
 the autoencoder, the best that a model on its latents can do; "as trained on" they have been a video file and through
-`msdv prep`, as all that a training sees. About 10 minutes on two idle cores; --quick takes a third.
+`msdv prep`, as all that a training sees. README.md has how long it takes; --quick makes about a third of the clips.
 """
 
 from __future__ import annotations
